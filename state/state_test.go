@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+func acquire(t *testing.T, root, name string) *Claim {
+	t.Helper()
+	c, err := Acquire(root, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestSecondStartIsRefused(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "vmcred")
+	c := acquire(t, root, "a")
+	_, err := Acquire(root, "a")
+	var busy *BusyError
+	if !errors.As(err, &busy) || busy.PID != os.Getpid() {
+		t.Fatalf("second start: %v, want busy with our pid", err)
+	}
+	other := acquire(t, root, "b")
+	if err := errors.Join(other.Close(), c.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := acquire(t, root, "a").Close(); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := os.ReadDir(root); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestLeftoversAreCleared(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "a")
+	if err := os.MkdirAll(filepath.Join(dir, "deep"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{"console.sock", "deep/x", "lock"} {
+		if err := os.WriteFile(filepath.Join(dir, f), []byte("99999999"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := acquire(t, root, "a")
+	defer c.Close()
+	left, err := os.ReadDir(c.Dir())
+	if err != nil || len(left) != 1 || left[0].Name() != "lock" {
+		t.Errorf("after acquire: %v %v, want the lock alone", left, err)
+	}
+}
+
+func TestUntrustedDirectoriesAreRefused(t *testing.T) {
+	var untrusted *UntrustedError
+	root := t.TempDir()
+	if err := os.Symlink(t.TempDir(), filepath.Join(root, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Acquire(root, "link"); !errors.As(err, &untrusted) {
+		t.Errorf("a link as runtime directory: %v", err)
+	}
+	if err := os.Chmod(root, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Acquire(root, "a"); !errors.As(err, &untrusted) {
+		t.Errorf("a root others can write: %v", err)
+	}
+	locked := t.TempDir()
+	if err := os.Mkdir(filepath.Join(locked, "a"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	target := filepath.Join(t.TempDir(), "victim")
+	if err := os.WriteFile(target, []byte("keep"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(target, filepath.Join(locked, "a", "lock")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Acquire(locked, "a"); err == nil {
+		t.Error("a lock that is a link was followed")
+	}
+	if err := os.Mkdir(filepath.Join(locked, "b"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(target, filepath.Join(locked, "b", "lock")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Acquire(locked, "b"); !errors.As(err, &untrusted) {
+		t.Errorf("a lock that is another file's second name: %v", err)
+	}
+	if b, _ := os.ReadFile(target); string(b) != "keep" {
+		t.Errorf("the link's target was changed: %q", b)
+	}
+}
+
+// Many starters and stoppers at once: at no moment do two hold the same VM.
+func TestOneHolderAtATime(t *testing.T) {
+	root := t.TempDir()
+	var holders, got atomic.Int32
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 200 {
+				c, err := Acquire(root, "a")
+				if err != nil {
+					continue
+				}
+				if n := holders.Add(1); n != 1 {
+					t.Errorf("%d holders", n)
+				}
+				got.Add(1)
+				holders.Add(-1)
+				if err := c.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if got.Load() == 0 {
+		t.Error("nobody ever held it")
+	}
+}
+
+func TestRoot(t *testing.T) {
+	dir := t.TempDir()
+	env := func(m map[string]string) func(string) string { return func(k string) string { return m[k] } }
+	for _, c := range []struct {
+		uid  int
+		env  map[string]string
+		want string
+	}{
+		{0, nil, SystemRoot},
+		{0, map[string]string{"XDG_RUNTIME_DIR": dir}, SystemRoot},
+		{1000, map[string]string{"XDG_RUNTIME_DIR": dir}, dir + "/vmcred"},
+		{990, map[string]string{"RUNTIME_DIRECTORY": "/run/vmcred/test-vm"}, SystemRoot},
+	} {
+		if got, err := Root(c.uid, env(c.env)); err != nil || got != c.want {
+			t.Errorf("Root(%d, %v) = %q, %v; want %q", c.uid, c.env, got, err, c.want)
+		}
+	}
+	var none *NoRuntimeDirError
+	if _, err := Root(4_000_000, env(nil)); !errors.As(err, &none) {
+		t.Errorf("no runtime directory: %v", err)
+	}
+}
