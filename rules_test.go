@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package vmcred_test holds the rules of the repository as tests.
+package vmcred_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/vmcred/vmcred"
+
+// mayImport is the structure of the house: each room and the rooms it may
+// import. A room that is not listed may import none and be imported by none.
+var mayImport = map[string][]string{
+	"secret":          {},
+	"vm":              {},
+	"leak":            {"secret"},
+	"state":           {},
+	"internal/launch": {},
+	"internal/kvm":    {},
+	"credential":      {"secret"},
+	"unit":            {"vm", "credential"},
+	"config":          {"vm", "credential"},
+	"check":           {"vm", "credential", "unit"},
+	"delivery":        {"secret", "credential"},
+	"hypervisor":      {"vm", "delivery", "internal/launch"},
+	"hypervisor/qemu": {"hypervisor", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
+	"runner":          {"hypervisor", "vm", "delivery", "secret", "credential", "state", "internal/launch"},
+	"internal/cli":    {"*"},
+	"internal/man":    {"internal/cli"},
+	"cmd/vmcred":      {"internal/cli"},
+}
+
+// mayNotReach lists what a room must not reach, even through others.
+var mayNotReach = map[string][]string{
+	"runner":   {"crypto/x509", "crypto/tls", "net/http", "filippo.io/age", "go.yaml.in", module + "/config"},
+	"delivery": {"os/exec", "net", "crypto/x509"},
+	"secret":   {"net", "os/exec", "log"},
+	"vm":       {"os", "net"},
+}
+
+type pkg struct {
+	ImportPath, Dir, Doc   string
+	Imports, Deps, GoFiles []string
+}
+
+func packages(t *testing.T) []pkg {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Dir,Doc,Imports,Deps,GoFiles", "./...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var pkgs []pkg
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+func room(importPath string) string { return strings.TrimPrefix(importPath, module+"/") }
+
+// isTestOnly reports rooms that only tests, examples and benchmarks use.
+func isTestOnly(r string) bool {
+	return strings.HasPrefix(r, "hypervisor/hypervisortest") || strings.HasPrefix(r, "examples/") ||
+		strings.HasPrefix(r, "bench") || strings.HasPrefix(r, "internal/test")
+}
+
+func TestArrowsRunOneWay(t *testing.T) {
+	for _, p := range packages(t) {
+		r := room(p.ImportPath)
+		if isTestOnly(r) || p.ImportPath == module || len(p.GoFiles) == 0 {
+			continue
+		}
+		allowed, listed := mayImport[r]
+		if !listed {
+			t.Errorf("%s is not in the structure: add it to mayImport and to docs/design.md", r)
+		}
+		for _, imp := range p.Imports {
+			if !strings.HasPrefix(imp, module+"/") || slices.Contains(allowed, "*") {
+				continue
+			}
+			if !slices.Contains(allowed, room(imp)) {
+				t.Errorf("%s imports %s, which the structure does not allow", r, room(imp))
+			}
+		}
+		for _, banned := range mayNotReach[r] {
+			for _, dep := range p.Deps {
+				if dep == banned || strings.HasPrefix(dep, banned+"/") && banned != "net" && banned != "os" && banned != "log" {
+					t.Errorf("%s reaches %s", r, dep)
+				}
+			}
+		}
+	}
+}
+
+func TestEveryPackageHasADoc(t *testing.T) {
+	for _, p := range packages(t) {
+		if len(p.GoFiles) > 0 && p.Doc == "" {
+			t.Errorf("%s has no package comment", room(p.ImportPath))
+		}
+	}
+}
+
+// sources returns the tracked and the new files whose name ends in one of the suffixes.
+func sources(t *testing.T, suffixes ...string) []string {
+	t.Helper()
+	out, err := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard").Output()
+	if err != nil {
+		t.Skipf("needs a git checkout: %v", err)
+	}
+	var files []string
+	for f := range strings.Lines(string(out)) {
+		f = strings.TrimSpace(f)
+		if slices.ContainsFunc(suffixes, func(s string) bool { return strings.HasSuffix(f, s) }) {
+			if _, err := os.Stat(f); err == nil {
+				files = append(files, f)
+			}
+		}
+	}
+	if len(files) == 0 {
+		t.Fatal("found no source files")
+	}
+	return files
+}
+
+func TestEverySourceFileNamesItsLicence(t *testing.T) {
+	for _, f := range sources(t, ".go", ".c", ".h", ".S", ".ld", ".sh", ".service", "Makefile") {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		head := b[:min(len(b), 400)]
+		if !bytes.Contains(head, []byte("SPDX-License-Identifier: Apache-2.0")) {
+			t.Errorf("%s: no SPDX line at its head", f)
+		}
+	}
+}
+
+func TestNoFileIsTooLong(t *testing.T) {
+	for _, f := range sources(t, ".go", ".c", ".h") {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := bytes.Count(b, []byte("\n")); n > 500 {
+			t.Errorf("%s has %d lines, more than 500", f, n)
+		}
+	}
+	b, err := os.ReadFile("cmd/vmcred/main.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := bytes.Count(b, []byte("\n")); n >= 20 {
+		t.Errorf("main.go has %d lines; it only hands over", n)
+	}
+}
+
+func TestOnlyLaunchHasInit(t *testing.T) {
+	for _, f := range sources(t, ".go") {
+		if filepath.Dir(f) == "internal/launch" {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), f, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range file.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && fn.Name.Name == "init" {
+				t.Errorf("%s has an init function", f)
+			}
+		}
+	}
+}
+
+// Package-level variables may be constants in all but name: errors, tables,
+// compiled patterns, embedded files. Anything assigned to later is state.
+func TestNoPackageLevelState(t *testing.T) {
+	for _, f := range sources(t, ".go") {
+		if strings.HasSuffix(f, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), f, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		globals := map[string]bool{}
+		for _, d := range file.Decls {
+			if gen, ok := d.(*ast.GenDecl); ok && gen.Tok == token.VAR {
+				for _, s := range gen.Specs {
+					for _, n := range s.(*ast.ValueSpec).Names {
+						globals[n.Name] = n.Name != "_"
+					}
+				}
+			}
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			as, ok := n.(*ast.AssignStmt)
+			if !ok || as.Tok == token.DEFINE {
+				return true
+			}
+			for _, l := range as.Lhs {
+				if ix, ok := l.(*ast.IndexExpr); ok {
+					l = ix.X
+				}
+				if id, ok := l.(*ast.Ident); ok && globals[id.Name] && id.Obj != nil && id.Obj.Kind == ast.Var && isTopLevel(file, id.Obj) {
+					t.Errorf("%s assigns to the package-level variable %s", f, id.Name)
+				}
+			}
+			return true
+		})
+	}
+}
+
+func isTopLevel(file *ast.File, obj *ast.Object) bool { return file.Scope.Lookup(obj.Name) == obj }
+
+// Nothing of the machines this was written on, and no sleeping in tests.
+func TestWords(t *testing.T) {
+	for _, f := range sources(t, ".go", ".md", ".sh", "Makefile", ".yaml", ".service") {
+		if f == "rules_test.go" {
+			continue
+		}
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(f, "_test.go") && bytes.Contains(b, []byte("time.Sleep(")) {
+			t.Errorf("%s sleeps: wait for the event", f)
+		}
+		if bytes.Contains(b, []byte("t.Skip()")) {
+			t.Errorf("%s skips without saying what it needs", f)
+		}
+	}
+}
