@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the VMM hands over at the entry: the command line and the initrd
+ * (Xen public/arch-x86/hvm/start_info.h). */
+#include "probe.h"
+
+struct start_info {
+	uint32_t magic, version, flags, nr_modules;
+	uint64_t modlist, cmdline, rsdp;
+};
+
+struct module {
+	uint64_t at, size, cmdline, reserved;
+};
+
+static void report_bytes(const char *what, const void *at, uint32_t n)
+{
+	put("probe: ");
+	put(what);
+	put(" at=0x");
+	put_hex((uint32_t)at, 8);
+	put(" bytes=");
+	put_dec(n);
+	put_sha256_of(at, n);
+	put("\n");
+}
+
+int report_start_info(const struct start_info *info)
+{
+	if (info->magic != 0x336ec578) {
+		fail("pvh-start-info-magic");
+		return 0;
+	}
+	const char *line = (const char *)(uint32_t)info->cmdline;
+	report_bytes("cmdline", line, line ? strlen(line) : 0);
+	const struct module *m = (const struct module *)(uint32_t)info->modlist;
+	for (uint32_t i = 0; i < info->nr_modules; i++) {
+		if (m[i].at >> 32 || m[i].size >> 32)
+			fail("initrd-above-4GiB");
+		else
+			report_bytes("initrd", (const void *)(uint32_t)m[i].at, m[i].size);
+	}
+	return 1;
+}
+
+int command_line_has(const struct start_info *info, const char *word)
+{
+	const char *p = (const char *)(uint32_t)info->cmdline;
+	size_t n = strlen(word);
+	while (p && *p) {
+		while (*p == ' ')
+			p++;
+		const char *end = p;
+		while (*end && *end != ' ')
+			end++;
+		if ((size_t)(end - p) == n && !memcmp(p, word, n))
+			return 1;
+		p = end;
+	}
+	return 0;
+}
