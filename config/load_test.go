@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/vmcred/vmcred/vm"
+)
+
+// whole is what testdata/test-vm.yaml says.
+func whole() *vm.Spec {
+	return &vm.Spec{
+		Name: "test-vm", Hypervisor: "cloud-hypervisor", CPUs: 2, Memory: 1 << 30,
+		Boot: vm.Boot{
+			Kernel: "/var/lib/vmcred/images/demo/vmlinuz", Initrd: "/var/lib/vmcred/images/demo/initrd",
+			Cmdline: "console=ttyS0",
+		},
+		Console:    vm.Console{Mode: vm.ConsoleStdout},
+		Guest:      vm.Guest{Systemd: 257, Units: []string{"/var/lib/vmcred/images/demo/units"}},
+		Notify:     vm.NotifyGuest,
+		Disks:      []vm.Disk{{Path: "/var/lib/vmcred/images/data.img", Format: "raw", Serial: "data"}},
+		Interfaces: []vm.Interface{{Type: "tap", ID: "vm-test", MAC: "02:00:00:01:01:01"}},
+		Shares:     []vm.Share{{Tag: "ro-store", Source: "/nix/store", Proto: "virtiofs", ReadOnly: true}},
+		Vsock:      &vm.Vsock{CID: 3}, Autostart: true, Unit: "vmcred@test-vm.service", StopTimeout: 15 * time.Second,
+		QEMU: vm.QEMU{Machine: "q35", Accel: "auto"},
+		Credentials: []vm.Credential{
+			{Host: "host-api-key", Guest: "HOST_API_KEY", Source: vm.Source{Kind: vm.SourceVar, Path: "test-vm-secrets/api-key"}},
+			{Host: "host-db-password", Guest: "HOST_DB_PASSWORD", Source: vm.Source{Kind: vm.SourceFile, Path: "/run/secrets/db-password"}},
+			{Host: "host-jwt-secret", Guest: "HOST_JWT_SECRET", Source: vm.Source{Kind: vm.SourceUnit}},
+			{Host: "host-license", Guest: "HOST_LICENSE", Source: vm.Source{Kind: vm.SourceEncrypted, Path: "/etc/credstore.encrypted/license"}},
+			{Host: "host-tls-key", Guest: "TLS_KEY", Source: vm.Source{Kind: vm.SourceFile, Path: "/run/secrets/tls"}},
+		},
+		Static: []vm.Static{{Name: "CLUSTER", Value: "example-host"}, {Name: "ENVIRONMENT", Value: "test"}},
+	}
+}
+
+var noPos = cmpopts.IgnoreTypes(vm.Pos{})
+
+func TestWholeFile(t *testing.T) {
+	spec, problems := Load("testdata/test-vm.yaml")
+	if len(problems.Fatal()) > 0 {
+		t.Fatal(problems)
+	}
+	want := whole()
+	want.File = "testdata/test-vm.yaml"
+	if diff := cmp.Diff(want, spec, noPos, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("the file reads as (-want +got):\n%s", diff)
+	}
+	if got, want := spec.Credentials[0].Pos, (vm.Pos{File: spec.File, Line: 18, Column: 3}); got != want {
+		t.Errorf("host-api-key stands at %v, want %v", got, want)
+	}
+	if got, want := spec.Static[0].Pos, (vm.Pos{File: spec.File, Line: 25, Column: 3}); got != want {
+		t.Errorf("CLUSTER stands at %v, want %v", got, want)
+	}
+}
+
+const least = "version: 1\nhypervisor: qemu\nboot: {kernel: vmlinuz}\n"
+
+func TestDefaultsAndRelativePaths(t *testing.T) {
+	spec, problems := Parse("/etc/vmcred/vms/a.yaml", []byte(least+"disks: [{path: ../d.qcow2}]\nconsole: off\n"))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	want := &vm.Spec{
+		Name: "a", Hypervisor: "qemu", CPUs: 1, Memory: 512 << 20, Boot: vm.Boot{Kernel: "/etc/vmcred/vms/vmlinuz"},
+		Console: vm.Console{Mode: vm.ConsoleOff}, Guest: vm.Guest{Systemd: 252}, Notify: vm.NotifyBoot,
+		Disks: []vm.Disk{{Path: "/etc/vmcred/d.qcow2", Format: "qcow2"}}, Unit: "vmcred@a.service",
+		StopTimeout: 15 * time.Second, QEMU: vm.QEMU{Machine: "q35", Accel: "auto"}, File: "/etc/vmcred/vms/a.yaml",
+	}
+	if diff := cmp.Diff(want, spec, noPos, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestFiveAtOnce is the promise that one run shows everything that is wrong.
+func TestFiveAtOnce(t *testing.T) {
+	spec, problems := Load("testdata/five-wrong.yaml")
+	if spec != nil {
+		t.Error("a spec in spite of the problems")
+	}
+	const f = "testdata/five-wrong.yaml:"
+	want := []string{
+		f + `2:13: hypervisor: "quemu" is not known here` + "\n\tdid you mean qemu?",
+		f + `4:1: memroy: there is no such key` + "\n\tdid you mean memory?",
+		f + `5:27: boot.initrd: this must be a string, not a number` + "\n\tput it in quotes",
+		f + `6:7: cpus: 0 is out of range: it must be 1 to 1024` + "\n\t",
+		f + `9:24: credentials.host-jwt.fil: there is no such key` + "\n\tdid you mean file?",
+	}
+	var got []string
+	for _, p := range problems {
+		got = append(got, p.Error()+"\n\t"+p.Hint)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestRefused lists what a person can get wrong, one thing a file: name.ext,
+// content, and what the only message must contain.
+func TestRefused(t *testing.T) {
+	for _, c := range []struct{ what, text, want string }{
+		{"empty", "", "the file is empty"},
+		{"comment only", "# nothing\n", "the file is empty"},
+		{"no mapping", "- a\n", "must be a mapping"},
+		{"syntax", "version: 1\nboot: {kernel: x\n", "this is not YAML"},
+		{"tab", "version: 1\nboot:\n\tkernel: x\n", "not tabs"},
+		{"two documents", least + "---\n" + least, "more than one document"},
+		{"anchor", least + "static: {A: &x 1}\n", "anchors (&name) are not read"},
+		{"alias", least + "static: {A: *x}\n", "this is not YAML"},
+		{"tag", least + "static: {A: !!binary aGk=}\n", "tags (!name) are not read"},
+		{"merge", least + "qemu: {<<: {accel: tcg}}\n", "merge keys"},
+		{"twice", least + "cpus: 1\ncpus: 2\n", "here twice, first in line 4"},
+		{"version", "version: 2\nhypervisor: qemu\nboot: {kernel: x}\n", "must be 1 to 1"},
+		{"no version", "hypervisor: qemu\nboot: {kernel: x}\n", "version: this key is missing"},
+		{"no kernel", "version: 1\nhypervisor: qemu\n", "boot.kernel: this key is missing"},
+		{"boot null", "version: 1\nhypervisor: qemu\nboot:\n", "this key has no value"},
+		{"quoted cpus", least + "cpus: \"2\"\n", "take the quotes away"},
+		{"octal", least + "cpus: 010\n", "plain decimal"},
+		{"size", least + "memory: 1G\n", "did you mean 1GiB?"},
+		{"size MB", least + "memory: 512 mb\n", "did you mean 512MiB?"},
+		{"small", least + "memory: 512\n", "did you mean 512MiB?"},
+		{"huge", least + "memory: 9223372036854775807GiB\n", "more than any machine"},
+		{"page", least + "memory: 1048577\n", "page size"},
+		{"duration", least + "stop-timeout: 15\n", "did you mean 15s?"},
+		{"long stop", least + "stop-timeout: 2h\n", "between 0s and 1h"},
+		{"console", least + "console: stdou\n", "did you mean stdout?"},
+		{"console path", least + "console: log.txt\n", "a file's absolute path"},
+		{"bool", least + "autostart: yes\n", "write true or false"},
+		{"notify", least + "notify: guest\nvsock: {cid: 3}\n", "254 is the first"},
+		{"notify vsock", least + "notify: guest\nguest: {systemd: 255}\n", "over vsock, and there is none"},
+		{"cid", least + "vsock: {cid: 2}\n", "out of range"},
+		{"no cid", least + "vsock: {}\n", "vsock.cid: this key is missing"},
+		{"mac", least + "interfaces: [{id: a, mac: \"01:00:00:00:00:01\"}]\n", "group address"},
+		{"mac form", least + "interfaces: [{id: a, mac: \"02-00-00-00-00-01\"}]\n", "not a MAC"},
+		{"tap", least + "interfaces: [{id: sixteen-bytes-xx}]\n", "the kernel takes 15"},
+		{"tap twice", least + "interfaces: [{id: a}, {id: a}]\n", "interfaces[0] has the same tap"},
+		{"serial", least + "disks: [{path: a, serial: 123456789012345678901}]\n", "must be a string"},
+		{"long serial", least + "disks: [{path: a, serial: a12345678901234567890}]\n", "virtio-blk carries 20"},
+		{"machine", least + "qemu: {machine: microvm}\n", "drops them"},
+		{"home", "version: 1\nhypervisor: qemu\nboot: {kernel: ~/vmlinuz}\n", "~ is not a directory"},
+		{"cmdline", "version: 1\nhypervisor: qemu\nboot: {kernel: x, cmdline: \"a\\nb\"}\n", "one line"},
+		{"unit", least + "unit: vmcred@.service\n", "is a template"},
+		{"unit form", least + "unit: ../x.service\n", "not the name of a service"},
+		{"two sources", least + "credentials: {a: {file: /x, var: g/f}}\n", "more than one source: file and var"},
+		{"sops key", least + "credentials: {a: {sops: {file: /x}}}\n", "key: this key is missing"},
+		{"var", least + "credentials: {a: {var: api-key}}\n", "GENERATOR/FILE"},
+		{"null credential", least + "credentials: {a: }\n", "or {} if"},
+		{"name", least + "credentials: {\"a/b\": {}}\n", `"a/b"`},
+		{"as", least + "credentials: {a: {as: \"A=B\"}}\n", "has a ="},
+		{"two become one", least + "credentials: {host-a: {}, host_a: {}}\n", "becomes HOST_A in the guest, and so does"},
+		{"static clash", least + "credentials: {a: {}}\nstatic: {A: x}\n", "also the guest's name of the secret a"},
+		{"static null", least + "static: {A: }\n", "must be one value"},
+		{"static list", least + "static: {A: [x]}\n", "must be one value"},
+		{"oem empty", least + "oem-strings: [\"\"]\n", "ends the SMBIOS structure"},
+		{"oem nul", least + "oem-strings: [\"a\\0b\"]\n", "NUL"},
+		{"oem clash", least + "static: {A: x}\noem-strings: [\"io.systemd.credential:A=y\"]\n", "once more"},
+		{"foreign key", least + "firecracker: {x: 1}\n", "no such key"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			spec, problems := Parse("/x/a.yaml", []byte(c.text))
+			problems = problems.Fatal()
+			if spec != nil || len(problems) != 1 {
+				t.Fatalf("spec %v, problems:\n%v", spec != nil, problems)
+			}
+			p := problems[0]
+			if !strings.Contains(p.Error()+" "+p.Hint, c.want) {
+				t.Errorf("%v (%s)\ndoes not say %q", p, p.Hint, c.want)
+			}
+			if p.Pos.File == "" {
+				t.Error("no place")
+			}
+		})
+	}
+}
+
+// TestNoValueInMessages puts a secret wherever a person may put one.
+func TestNoValueInMessages(t *testing.T) {
+	const s = "hunter2hunter2"
+	for _, cred := range []string{
+		s, "[" + s + "]", "{value: " + s + "}", "{file: [" + s + "]}", "{sops: " + s + "}", "{var: " + s + "}",
+		"{allow-empty: " + s + "}", "{text: " + s + "}", "{encrypted: {a: " + s + "}}",
+	} {
+		_, problems := Parse("/x/a.yaml", []byte(least+"credentials: {host-a: "+cred+"}\n"))
+		if len(problems.Fatal()) != 1 {
+			t.Errorf("%s: %d problems: %v", cred, len(problems), problems)
+		}
+		for _, p := range problems {
+			if strings.Contains(p.Error()+p.Hint, s) {
+				t.Errorf("the message shows the value: %v (%s)", p, p.Hint)
+			}
+		}
+	}
+}
+
+func TestStaticAsWritten(t *testing.T) {
+	spec, problems := Parse("/x/a.yaml", []byte(least+"static: {A: 8080, B: 1.10, C: yes, D: true, E: 0x1F, F: \"\", G: 2001-01-01}\n"))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	var got []string
+	for _, s := range spec.Static {
+		got = append(got, s.Name+"="+s.Value)
+	}
+	if diff := cmp.Diff([]string{"A=8080", "B=1.10", "C=yes", "D=true", "E=0x1F", "F=", "G=2001-01-01"}, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestNames(t *testing.T) {
+	for name, ok := range map[string]bool{
+		"a": true, "test-vm": true, "a234567890123456789012b": true, "9": true,
+		"a234567890123456789012bc": false, "": false, "-a": false, "a-": false, "-": false, "A": false, "a_b": false, "ä": false,
+	} {
+		if err := CheckName(name); (err == nil) != ok {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	for _, path := range []string{"/x/a.yml", "/x/a", "/x/A.yaml", "/x/.yaml", "/x/-.json"} {
+		if _, problems := Parse(path, []byte(least)); len(problems.Fatal()) != 1 {
+			t.Errorf("%s: %v", path, problems)
+		}
+	}
+}
+
+func TestTooLarge(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.yaml")
+	big := least + "#" + strings.Repeat("x", MaxSize)
+	for size, ok := range map[int]bool{MaxSize: true, MaxSize + 1: false} {
+		if err := os.WriteFile(path, []byte(big[:size]), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, problems := Load(path); (len(problems) == 0) != ok {
+			t.Errorf("%d bytes: %v", size, problems)
+		}
+	}
+}
