@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/vmcred/vmcred/credential"
+	"github.com/vmcred/vmcred/secret"
+	"github.com/vmcred/vmcred/vm"
+)
+
+// Collect reads the value of everything the specification declares. The set is
+// complete, or nil with every reason why not; warnings come with either.
+// The caller closes the set.
+func Collect(ctx context.Context, spec *vm.Spec, src credential.Source) (*credential.Set, vm.Problems) {
+	set := credential.NewSet()
+	var problems vm.Problems
+	for _, c := range spec.Credentials {
+		if p := addSecret(ctx, set, c, src); p != nil {
+			problems = append(problems, *p)
+		}
+	}
+	for _, s := range spec.Static {
+		if err := set.AddStatic(s.Name, s.Value); err != nil {
+			problems = append(problems, vm.Problem{Pos: s.Pos, Field: "static." + s.Name, Message: err.Error(), Hint: hintOf(err)})
+		}
+	}
+	for i, s := range spec.OEMStrings {
+		if err := set.AddOEMString(s); err != nil {
+			problems = append(problems, vm.Problem{
+				Pos: vm.Pos{File: spec.File}, Field: fmt.Sprintf("oem-strings[%d]", i), Message: err.Error(), Hint: hintOf(err),
+			})
+		}
+	}
+	problems = append(problems, undeclared(ctx, spec, src)...)
+	if len(problems.Fatal()) > 0 {
+		_ = set.Close()
+		return nil, problems
+	}
+	return set, problems
+}
+
+func addSecret(ctx context.Context, set *credential.Set, c vm.Credential, src credential.Source) *vm.Problem {
+	p := &vm.Problem{Pos: c.Pos, Field: "credentials." + c.Host}
+	v, err := src.Open(ctx, c.Host)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		p.Message, p.Hint = missing(c, src)
+		return p
+	case err != nil:
+		p.Message, p.Hint = err.Error(), hintOf(err)
+		return p
+	case v.Len() == 0 && !c.AllowEmpty:
+		p.Message = "its value is empty"
+		p.Hint = "look at what makes it (systemd turns a source that fails into an empty credential), or say allow-empty: true"
+		return p
+	}
+	if err := set.AddSecret(c.Host, c.Guest, v); err != nil {
+		p.Message, p.Hint = err.Error(), hintOf(err)
+		return p
+	}
+	return nil
+}
+
+func missing(c vm.Credential, src credential.Source) (message, hint string) {
+	byUnit := fmt.Sprintf("give LoadCredential=%s:PATH to the unit, or --load-credential %s:PATH or --credentials DIR to vmcred run", c.Host, c.Host)
+	switch c.Source.Kind {
+	case vm.SourceFile:
+		return fmt.Sprintf("%s does not exist", c.Source.Path), "make the file, or correct file:"
+	case vm.SourceUnit:
+		return fmt.Sprintf("declared, but %s has no such credential", src), byUnit
+	default:
+		return fmt.Sprintf("nothing reads %s: here yet, and %s has no such credential", c.Source.Kind, src), byUnit
+	}
+}
+
+// undeclared warns of what the source holds and the VM's file does not name.
+func undeclared(ctx context.Context, spec *vm.Spec, src credential.Source) vm.Problems {
+	names, err := src.Names(ctx)
+	if err != nil {
+		return vm.Problems{{
+			Pos: vm.Pos{File: spec.File}, Field: "credentials", Message: err.Error(), Hint: hintOf(err),
+		}}
+	}
+	var out vm.Problems
+	for _, n := range names {
+		if !slices.ContainsFunc(spec.Credentials, func(c vm.Credential) bool { return c.Host == n }) {
+			out = append(out, vm.Problem{
+				Severity: vm.Warning, Pos: vm.Pos{File: spec.File}, Field: "credentials",
+				Message: fmt.Sprintf("%s holds %s, which the VM's file does not declare: it is not handed over", src, n),
+				Hint:    fmt.Sprintf("add \"%s: {}\" under credentials:, or take it out of the unit", n),
+			})
+		}
+	}
+	return out
+}
+
+func hintOf(err error) string {
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		return h.Hint()
+	}
+	var large *secret.TooLargeError
+	if errors.As(err, &large) {
+		return "systemd in the guest takes at most 1 MiB a credential: hand over a key and keep the data elsewhere"
+	}
+	return ""
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package runner
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/vmcred/vmcred/credential"
+	"github.com/vmcred/vmcred/delivery"
+	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/secret"
+	"github.com/vmcred/vmcred/vm"
+)
+
+// Prepared is everything known before a VM starts.
+type Prepared struct {
+	Info     hypervisor.Info
+	Set      *credential.Set
+	Plan     delivery.Plan
+	Warnings vm.Problems
+}
+
+// Close wipes the values.
+func (p *Prepared) Close() {
+	if p != nil && p.Set != nil {
+		_ = p.Set.Close()
+	}
+}
+
+// Prepare does all that comes before a start, and starts nothing. With a
+// *RefusedError the result still holds the warnings.
+func Prepare(ctx context.Context, o Options, arena *secret.Arena) (*Prepared, error) {
+	return prepare(ctx, o, arena)
+}
+
+func prepare(ctx context.Context, o Options, arena *secret.Arena) (*Prepared, error) {
+	info, err := o.Driver.Probe(ctx)
+	if err != nil {
+		return nil, refused(vm.Problem{Pos: vm.Pos{File: o.Spec.File}, Field: "hypervisor", Message: err.Error(), Hint: hintOf(err)})
+	}
+	p := &Prepared{Info: info}
+	problems := vm.Problems(o.Driver.Check(o.Spec, info))
+	src, err := o.Open(arena)
+	if err != nil {
+		problems = append(problems, vm.Problem{Message: err.Error(), Hint: hintOf(err)})
+	} else {
+		set, more := Collect(ctx, o.Spec, src)
+		p.Set = set
+		problems = append(problems, more...)
+	}
+	if p.Set != nil {
+		plan, refusals := delivery.Make(o.Driver.Offers(o.Spec, info), delivery.Guest{Systemd: o.Spec.Guest.Systemd}, p.Set.Metas())
+		p.Plan = plan
+		for _, r := range refusals {
+			problems = append(problems, refusal(o.Spec, r))
+		}
+		problems = append(problems, newlines(o.Spec, p.Set.Metas())...)
+	}
+	p.Warnings = warnings(problems)
+	if fatal := problems.Fatal(); len(fatal) > 0 {
+		p.Close()
+		p.Set = nil
+		return p, &RefusedError{Problems: fatal}
+	}
+	return p, nil
+}
+
+func refusal(spec *vm.Spec, r delivery.Refusal) vm.Problem {
+	p := vm.Problem{Pos: vm.Pos{File: spec.File}, Message: r.Message, Hint: r.Hint}
+	for _, c := range spec.Credentials {
+		if c.Host == r.Host && c.Guest == r.Guest {
+			p.Pos, p.Field = c.Pos, "credentials."+c.Host
+		}
+	}
+	for _, s := range spec.Static {
+		if r.Host == "" && s.Name == r.Guest {
+			p.Pos, p.Field = s.Pos, "static."+s.Name
+		}
+	}
+	return p
+}
+
+// newlines warns of values that end in a newline: it is part of the value, and
+// often a password that nobody can log in with.
+func newlines(spec *vm.Spec, metas []credential.Meta) vm.Problems {
+	var out vm.Problems
+	for _, m := range metas {
+		if !m.TrailingNewline || m.Kind != credential.Secret {
+			continue
+		}
+		for _, c := range spec.Credentials {
+			if c.Host == m.Host {
+				out = append(out, vm.Problem{
+					Severity: vm.Warning, Pos: c.Pos, Field: "credentials." + c.Host,
+					Message: "its value ends in a newline, which is handed over as part of it",
+					Hint:    fmt.Sprintf("if %s should not have it, make the value without one (tr -d '\\n')", m.Guest),
+				})
+			}
+		}
+	}
+	return out
+}
+
+func warnings(problems vm.Problems) vm.Problems {
+	var out vm.Problems
+	for _, p := range problems {
+		if p.Severity != vm.Error {
+			out = append(out, p)
+		}
+	}
+	return out
+}

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package runner is one VM's life: it reads the values, plans their delivery,
+// launches the VM, says when it is ready, starts it anew when the guest
+// reboots, and stops it. It knows no format in which a secret is stored.
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/vmcred/vmcred/credential"
+	"github.com/vmcred/vmcred/delivery"
+	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/internal/launch"
+	"github.com/vmcred/vmcred/secret"
+	"github.com/vmcred/vmcred/state"
+	"github.com/vmcred/vmcred/vm"
+)
+
+// Outcome is how a VM's life ended when nothing went wrong.
+type Outcome int
+
+// The outcomes of Run.
+const (
+	Ended    Outcome = iota // the guest powered off or was stopped
+	Rebooted                // the guest asked for a reboot and OneBoot was set
+)
+
+// Options is what Run needs to know.
+type Options struct {
+	Spec   *vm.Spec
+	Driver hypervisor.Driver
+	// Open opens the sources anew for every start of the guest.
+	Open     func(*secret.Arena) (credential.Source, error)
+	Identity *launch.Identity // the user the VMM runs as; nil: our own
+	Root     string           // the directory below which the VM's runtime directory is made
+	OneBoot  bool             // return Rebooted instead of starting the guest anew
+	Console  io.Writer        // the guest's serial output
+	VMMLog   io.Writer        // what the VMM says
+	Log      *slog.Logger     // what we say
+	Notify   func(state string)
+	Force    <-chan struct{} // closed: do not wait for the guest when stopping
+}
+
+// Run starts the VM and returns when its life is over. Cancelling the context
+// presses the power button. Errors are a *RefusedError or a *FailedError.
+func Run(ctx context.Context, o Options) (Outcome, error) {
+	if err := launch.Harden(); err != nil {
+		return Ended, &FailedError{Op: "protect this process", Err: err}
+	}
+	claim, err := state.Acquire(o.Root, o.Spec.Name)
+	if err != nil {
+		return Ended, acquireError(o.Spec, err)
+	}
+	r := &run{Options: o, dir: claim.Dir()}
+	out, err := r.rounds(ctx)
+	if cerr := claim.Close(); cerr != nil {
+		r.Log.Warn("the runtime directory is left behind", "error", cerr)
+	}
+	return out, err
+}
+
+func acquireError(spec *vm.Spec, err error) error {
+	var busy *state.BusyError
+	if errors.As(err, &busy) {
+		return refused(vm.Problem{Pos: vm.Pos{File: spec.File}, Message: busy.Error(), Hint: busy.Hint()})
+	}
+	return &FailedError{Op: "start", Err: err}
+}
+
+// run is one VM's life in the making.
+type run struct {
+	Options
+	dir string
+}
+
+func (r *run) rounds(ctx context.Context) (Outcome, error) {
+	for {
+		out, err := r.round(ctx)
+		if err != nil || out != Rebooted || r.OneBoot {
+			return out, err
+		}
+		if ctx.Err() != nil {
+			return Ended, nil
+		}
+		r.Log.Info("the guest rebooted: starting it anew, with the values of now")
+	}
+}
+
+// round is one boot of the guest.
+func (r *run) round(ctx context.Context) (Outcome, error) {
+	m, err := r.start(ctx)
+	if err != nil {
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+			return Ended, nil // stopped before it ran
+		}
+		return Ended, err
+	}
+	return r.follow(ctx, m)
+}
+
+// start brings the VM up. On error nothing of it is left running.
+func (r *run) start(ctx context.Context) (hypervisor.Machine, error) {
+	r.Notify("STATUS=reading credentials")
+	arena := secret.NewArena()
+	defer arena.Close()
+	p, err := prepare(ctx, r.Options, arena)
+	if p != nil {
+		for _, w := range p.Warnings {
+			r.Log.Warn(w.Error(), "hint", w.Hint, "field", w.Field)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	r.Notify("STATUS=starting " + r.Spec.Hypervisor)
+	m, err := r.Driver.Start(ctx, hypervisor.Launch{
+		Spec: r.Spec, Info: p.Info, Plan: p.Plan,
+		Deliver:  func(context.Context) (*delivery.Payload, error) { return p.Plan.Encode(p.Set) },
+		Identity: r.Identity, RunDir: r.dir, Console: r.Console, Log: r.VMMLog,
+	})
+	if err != nil {
+		return nil, &FailedError{Op: "start", Err: err}
+	}
+	r.report(p, m)
+	return m, nil
+}
+
+// report says what runs and, a line each, what it was given.
+func (r *run) report(p *Prepared, m hypervisor.Machine) {
+	r.Log.Info(fmt.Sprintf("%s %s runs as process %d (%s; %s)", r.Spec.Hypervisor, p.Info.Version, m.PID(), p.Info.Why, m.Confinement()),
+		"hypervisor", r.Spec.Hypervisor, "version", p.Info.Version, "pid", m.PID(), "accel", p.Info.Accel, "confinement", m.Confinement())
+	for _, e := range p.Plan.Entries {
+		if e.Kind == credential.OEMString {
+			continue
+		}
+		from := e.Host
+		if e.Kind == credential.Static {
+			from = "static"
+		}
+		r.Log.Info(fmt.Sprintf("delivered %s → %s, %d bytes by %s", from, e.Guest, e.Len, e.Channel),
+			"credential", e.Host, "guest", e.Guest, "bytes", e.Len, "channel", string(e.Channel))
+	}
+}
+
+// follow waits for the end of a VM that runs.
+func (r *run) follow(ctx context.Context, m hypervisor.Machine) (Outcome, error) {
+	r.Notify("READY=1\nSTATUS=running")
+	stop := ctx.Done()
+	events := m.Events()
+	for events != nil {
+		select {
+		case e, ok := <-events:
+			if !ok {
+				events = nil
+				break
+			}
+			r.event(e)
+		case <-stop:
+			stop = nil
+			r.stop(m)
+		}
+	}
+	exit, err := m.Wait(context.WithoutCancel(ctx))
+	if err != nil {
+		return Ended, &FailedError{Op: "run", Err: err}
+	}
+	return r.outcome(ctx, exit)
+}
+
+func (r *run) event(e hypervisor.Event) {
+	switch e.Kind {
+	case hypervisor.EventPowerOff:
+		r.Log.Info("the guest powers off")
+		r.Notify("STATUS=the guest powers off")
+	case hypervisor.EventPanic:
+		r.Log.Warn("the guest's kernel panicked")
+		r.Notify("STATUS=the guest's kernel panicked")
+	case hypervisor.EventReboot, hypervisor.EventDelivered, hypervisor.EventRunning:
+	}
+}
+
+func (r *run) outcome(ctx context.Context, exit hypervisor.Exit) (Outcome, error) {
+	switch {
+	case exit.Reboot && ctx.Err() == nil:
+		return Rebooted, nil
+	case exit.Clean || ctx.Err() != nil:
+		return Ended, nil
+	}
+	how := fmt.Sprintf("exit status %d", exit.Code)
+	if exit.Signal != "" {
+		how = "signal " + exit.Signal
+	}
+	if exit.Detail != "" {
+		how += ": " + exit.Detail
+	}
+	return Ended, &FailedError{
+		Op:  "run",
+		Err: fmt.Errorf("%s ended by itself with %s", r.Spec.Hypervisor, how),
+		Do:  "its own words are above; start it again, or look for it in the kernel's log (out of memory?)",
+	}
+}
+
+// stop presses the power button, and is less patient step by step.
+func (r *run) stop(m hypervisor.Machine) {
+	r.Notify("STOPPING=1\nSTATUS=waiting for the guest to power off")
+	steps := []struct {
+		what string
+		do   func(context.Context) error
+		wait time.Duration
+	}{
+		{"power button", m.Shutdown, r.Spec.StopTimeout},
+		{"quit", m.Quit, 5 * time.Second},
+	}
+	for _, s := range steps {
+		if r.ended(m, s.do, s.wait) {
+			return
+		}
+		r.Log.Warn("the VM did not stop in time", "asked", s.what, "waited", s.wait.String())
+	}
+	if err := m.Kill(); err != nil {
+		r.Log.Error("kill the hypervisor", "error", err)
+	}
+}
+
+// ended asks once and reports whether the VMM is gone after at most wait.
+func (r *run) ended(m hypervisor.Machine, ask func(context.Context) error, wait time.Duration) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	go func() {
+		select {
+		case <-r.Force:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	if err := ask(ctx); err != nil {
+		r.Log.Debug("stop", "error", err)
+	}
+	_, err := m.Wait(ctx)
+	return err == nil
+}
