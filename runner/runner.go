@@ -152,7 +152,7 @@ func (r *run) report(p *Prepared, m hypervisor.Machine) {
 // follow waits for the end of a VM that runs.
 func (r *run) follow(ctx context.Context, m hypervisor.Machine) (Outcome, error) {
 	r.Notify("READY=1\nSTATUS=running")
-	stop := ctx.Done()
+	stop, stopped := ctx.Done(), make(chan struct{})
 	events := m.Events()
 	for events != nil {
 		select {
@@ -164,8 +164,11 @@ func (r *run) follow(ctx context.Context, m hypervisor.Machine) (Outcome, error)
 			r.event(e)
 		case <-stop:
 			stop = nil
-			r.stop(m)
+			go func() { defer close(stopped); r.stop(m) }()
 		}
+	}
+	if stop == nil {
+		<-stopped
 	}
 	exit, err := m.Wait(context.WithoutCancel(ctx))
 	if err != nil {
