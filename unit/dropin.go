@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package unit
+
+import (
+	"bytes"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/vmcred/vmcred/credential"
+	"github.com/vmcred/vmcred/vm"
+)
+
+// maxUnitAndID keeps a unit's name and a credential's within the address that
+// systemd uses when the source is a socket: NUL, 16 hex digits, "/unit/",
+// UNIT, "/", ID in 108 bytes. Beyond it the unit fails and nobody says why.
+const maxUnitAndID = 83
+
+// templateStop is the stop-timeout that the template's own TimeoutStopSec= is
+// made for, and stopGrace what the runner needs after it to quit and to kill.
+const (
+	templateStop = 15 * time.Second
+	stopGrace    = 30 * time.Second
+)
+
+// DropInError says which credential cannot stand in a drop-in, and why.
+type DropInError struct {
+	Credential string
+	Message    string
+	Tip        string
+}
+
+// Error returns the message without the hint.
+func (e *DropInError) Error() string { return e.Credential + ": " + e.Message }
+
+// Hint returns what to do about it.
+func (e *DropInError) Hint() string { return e.Tip }
+
+// DropInPath is where a unit's drop-in belongs. A unit file of an instance's
+// own would hide the template; a drop-in adds to it.
+func DropInPath(unit string) string {
+	return filepath.Join("/etc/systemd/system", unit+".d", "vmcred.conf")
+}
+
+// User is the system user a VM runs as.
+func User(name string) string { return "vmcred-" + name }
+
+// UserCommand makes that user.
+func UserCommand(name string) string {
+	return "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin " + User(name)
+}
+
+// DropIn returns the drop-in for the unit that runs a VM: one line for each
+// credential whose source systemd itself can read, a comment for each other.
+func DropIn(spec *vm.Spec) ([]byte, error) {
+	var b bytes.Buffer
+	header(&b, spec)
+	for _, c := range spec.Credentials {
+		if err := line(&b, spec.Unit, c); err != nil {
+			return nil, err
+		}
+	}
+	if spec.StopTimeout > templateStop {
+		fmt.Fprintf(&b, "\n# Longer than the VM's stop-timeout, %s.\nTimeoutStopSec=%d\n",
+			spec.StopTimeout, int((spec.StopTimeout+stopGrace+time.Second-1)/time.Second))
+	}
+	return b.Bytes(), nil
+}
+
+func header(b *bytes.Buffer, spec *vm.Spec) {
+	path := DropInPath(spec.Unit)
+	fmt.Fprintf(b, "# The secrets of the VM %s, as its file names them.\n", spec.Name)
+	fmt.Fprintf(b, "#   mkdir -p %s\n", filepath.Dir(path))
+	fmt.Fprintf(b, "#   vmcred units %s > %s\n", spec.Name, path)
+	b.WriteString("#   systemctl daemon-reload\n")
+	if spec.Unit == "vmcred@"+spec.Name+".service" {
+		b.WriteString("# The VM's own user, once; the second line where there is a group kvm:\n")
+		fmt.Fprintf(b, "#   %s\n", UserCommand(spec.Name))
+		fmt.Fprintf(b, "#   usermod --append --groups kvm %s\n", User(spec.Name))
+	}
+	b.WriteString("\n[Service]\n")
+}
+
+func line(b *bytes.Buffer, unit string, c vm.Credential) error {
+	fail := func(tip, format string, args ...any) error {
+		return &DropInError{Credential: c.Host, Message: fmt.Sprintf(format, args...), Tip: tip}
+	}
+	if err := credential.CheckName(c.Host); err != nil {
+		return fail("use a-z, 0-9 and -", "%v", err)
+	}
+	if n := len(unit) + len(c.Host); n > maxUnitAndID {
+		return fail(fmt.Sprintf("shorten it by %d characters; as: keeps its name in the guest", n-maxUnitAndID),
+			"the unit's name and the credential's are %d bytes together, and systemd takes %d", n, maxUnitAndID)
+	}
+	key := "LoadCredential"
+	switch c.Source.Kind {
+	case vm.SourceFile:
+	case vm.SourceEncrypted:
+		key = "LoadCredentialEncrypted"
+	case vm.SourceUnit:
+		fmt.Fprintf(b, "# %s has no source in the VM's file. Give it one, here or in another drop-in:\n", c.Host)
+		fmt.Fprintf(b, "#LoadCredential=%s:/path/to/its/file\n", escapeID(c.Host))
+		return nil
+	default:
+		fmt.Fprintf(b, "# %s comes from %s:, which systemd cannot read.\n", c.Host, c.Source.Kind)
+		return nil
+	}
+	if why := badPath(c.Source.Path); why != "" {
+		return fail("give the file another name, or make a link to it", "its path %q %s", c.Source.Path, why)
+	}
+	fmt.Fprintf(b, "%s=%s:%s\n", key, escapeID(c.Host), strings.ReplaceAll(c.Source.Path, "%", "%%"))
+	return nil
+}
+
+// escapeID writes a name so that systemd's extract_first_word() and specifier
+// expansion give it back. A name never holds ":" (credential.CheckName).
+func escapeID(id string) string {
+	id = strings.NewReplacer(`\`, `\\`, "%", "%%").Replace(id)
+	if strings.HasPrefix(id, " ") {
+		id = `\` + id
+	}
+	// A space before the ":" is not at the end of the value and stays.
+	return id
+}
+
+// badPath says why a path cannot be written into a unit file: systemd takes it
+// as it stands, without quotes or escapes.
+func badPath(path string) string {
+	switch {
+	case !filepath.IsAbs(path):
+		return "is not absolute"
+	case filepath.Clean(path) != path:
+		return `has "//", "." or ".." in it`
+	case !utf8.ValidString(path), strings.ContainsFunc(path, unicode.IsControl):
+		return "is not UTF-8 without control characters"
+	case strings.HasSuffix(path, " "):
+		return "ends in a space"
+	case goesOn(path):
+		return `ends in a backslash`
+	}
+	return ""
+}

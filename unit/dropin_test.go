@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package unit
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/vmcred/vmcred/vm"
+)
+
+func spec(creds ...vm.Credential) *vm.Spec {
+	return &vm.Spec{Name: "test-vm", Unit: "vmcred@test-vm.service", StopTimeout: 15 * time.Second, Credentials: creds}
+}
+
+func TestDropIn(t *testing.T) {
+	s := spec(
+		vm.Credential{Host: "host-api-key", Source: vm.Source{Kind: vm.SourceVar, Path: "g/f"}},
+		vm.Credential{Host: "host-db-password", Source: vm.Source{Kind: vm.SourceFile, Path: "/run/secrets/db 100%"}},
+		vm.Credential{Host: "host-jwt-secret", Source: vm.Source{Kind: vm.SourceUnit}},
+		vm.Credential{Host: "host-license", Source: vm.Source{Kind: vm.SourceEncrypted, Path: "/etc/credstore.encrypted/license"}},
+	)
+	s.StopTimeout = 20 * time.Second
+	got, err := DropIn(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `# The secrets of the VM test-vm, as its file names them.
+#   mkdir -p /etc/systemd/system/vmcred@test-vm.service.d
+#   vmcred units test-vm > /etc/systemd/system/vmcred@test-vm.service.d/vmcred.conf
+#   systemctl daemon-reload
+# The VM's own user, once; the second line where there is a group kvm:
+#   useradd --system --user-group --no-create-home --shell /usr/sbin/nologin vmcred-test-vm
+#   usermod --append --groups kvm vmcred-test-vm
+
+[Service]
+# host-api-key comes from var:, which systemd cannot read.
+LoadCredential=host-db-password:/run/secrets/db 100%%
+# host-jwt-secret has no source in the VM's file. Give it one, here or in another drop-in:
+#LoadCredential=host-jwt-secret:/path/to/its/file
+LoadCredentialEncrypted=host-license:/etc/credstore.encrypted/license
+
+# Longer than the VM's stop-timeout, 20s.
+TimeoutStopSec=50
+`
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestDropInRefuses(t *testing.T) {
+	file := func(host, path string) vm.Credential {
+		return vm.Credential{Host: host, Source: vm.Source{Kind: vm.SourceFile, Path: path}}
+	}
+	for _, c := range []struct {
+		cred vm.Credential
+		want string
+	}{
+		{file("a", "/x "), "ends in a space"},
+		{file("a", `/x\`), "ends in a backslash"},
+		{file("a", "/x\ny"), "control characters"},
+		{file("a", "/x/../y"), `has "//"`},
+		{file("a", "x"), "not absolute"},
+		{file("a:b", "/x"), "a:b"},
+		{file(strings.Repeat("n", 62), "/x"), "84 bytes together, and systemd takes 83"},
+	} {
+		out, err := DropIn(spec(c.cred))
+		if out != nil || err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %q, %v; want %q", c.cred, out, err, c.want)
+		}
+	}
+	if _, err := DropIn(spec(file(strings.Repeat("n", 61), "/x"))); err != nil {
+		t.Errorf("83 bytes: %v", err)
+	}
+}
+
+// TestDropInRoundTrip: what a drop-in says is what systemd's rules read back.
+func TestDropInRoundTrip(t *testing.T) {
+	name := rapid.StringMatching(`[ -.0-9;-~]{1,40}`).Filter(func(s string) bool { return s != "." && s != ".." })
+	path := rapid.StringMatching(`(/[ !-.0-~äß%\\:"']{1,12}){1,3}`)
+	rapid.Check(t, func(t *rapid.T) {
+		kinds := []vm.SourceKind{vm.SourceFile, vm.SourceEncrypted, vm.SourceUnit, vm.SourceVar}
+		var creds []vm.Credential
+		want := map[string]string{}
+		for _, host := range rapid.SliceOfNDistinct(name, 0, 6, rapid.ID[string]).Draw(t, "names") {
+			c := vm.Credential{Host: host, Source: vm.Source{Kind: rapid.SampledFrom(kinds).Draw(t, "kind"), Path: path.Draw(t, "path")}}
+			creds = append(creds, c)
+			switch c.Source.Kind {
+			case vm.SourceFile:
+				want[host] = "LoadCredential " + c.Source.Path
+			case vm.SourceEncrypted:
+				want[host] = "LoadCredentialEncrypted " + c.Source.Path
+			}
+		}
+		text, err := DropIn(spec(creds...))
+		if err != nil {
+			return // refused is fine; wrong is not
+		}
+		as, problems := Parse("x", text)
+		if len(problems) > 0 {
+			t.Fatalf("%s\n%v", text, problems)
+		}
+		got := map[string]string{}
+		for _, r := range Requests("vmcred@test-vm.service", as) {
+			if r.Dynamic {
+				t.Fatalf("a specifier is left: %+v\n%s", r, text)
+			}
+			got[r.ID] = r.Setting + " " + r.Path
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Fatalf("%s\n%s", text, diff)
+		}
+	})
+}
