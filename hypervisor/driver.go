@@ -96,3 +96,11 @@ type Exit struct {
 	Clean  bool   // the guest powered off, or we asked the VMM to end
 	Detail string // the last line the VMM itself said, or empty
 }
+
+// AccessChecker is a Driver that can tell before a start what the VMM's user
+// may not open. Check knows no user.
+type AccessChecker interface {
+	// CheckAccess lists the files, devices and taps of the specification that
+	// this user may not open as the VMM will; nil is the process's own user.
+	CheckAccess(*vm.Spec, Info, *launch.Identity) []vm.Problem
+}

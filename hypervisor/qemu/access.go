@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/internal/launch"
+	"github.com/vmcred/vmcred/vm"
+)
+
+// CheckAccess lists what that user may not open on this host; nil is the
+// process's own. It opens nothing. Start does it again, before it asks for values.
+func (d *Driver) CheckAccess(spec *vm.Spec, info hypervisor.Info, id *launch.Identity) []vm.Problem {
+	wants := accesses(spec, info)
+	errs, err := tryAs(id, wants)
+	c := &checker{file: spec.File}
+	if err != nil {
+		c.fault("", "cannot check what the VM's user may open: "+err.Error(), "")
+		return c.problems
+	}
+	for i, w := range wants {
+		if errs[i] != nil {
+			c.fault(w.field, w.refusal(id, errs[i]), w.hint)
+		}
+	}
+	if id == nil || id.UID == 0 {
+		return c.problems
+	}
+	for i, nic := range spec.Interfaces {
+		if nic.Type == "tap" && isTap(nic.ID) && !mayAttach(nic.ID, id) {
+			c.fault(fmt.Sprintf("interfaces[%d].id", i), fmt.Sprintf("the tap %s belongs to another user than %s", nic.ID, userName(id)),
+				fmt.Sprintf("make it anew with: ip tuntap add dev %s mode tap user %s", nic.ID, userName(id)))
+		}
+	}
+	return c.problems
+}
+
+// access is one file that QEMU opens by its path.
+type access struct {
+	field, path string
+	write       bool
+	hint        string
+}
+
+func (a access) refusal(id *launch.Identity, err error) string {
+	verb := "read"
+	if a.write {
+		verb = "write"
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Sprintf("%s: %s may not %s it", quotePath(a.path), userName(id), verb)
+	}
+	return reason(a.path, err)
+}
+
+func userName(id *launch.Identity) string {
+	switch {
+	case id == nil:
+		return "this user"
+	case id.User != "":
+		return id.User
+	}
+	return "uid " + strconv.FormatUint(uint64(id.UID), 10)
+}
+
+func accesses(spec *vm.Spec, info hypervisor.Info) []access {
+	const open = "chmod or chown it, and make each directory on the way searchable"
+	list := []access{{field: "boot.kernel", path: spec.Boot.Kernel, hint: open}}
+	if spec.Boot.Initrd != "" {
+		list = append(list, access{field: "boot.initrd", path: spec.Boot.Initrd, hint: open})
+	}
+	for i, d := range spec.Disks {
+		list = append(list, access{fmt.Sprintf("disks[%d].path", i), d.Path, !d.ReadOnly, open})
+	}
+	if len(spec.Interfaces) > 0 {
+		list = append(list, access{"interfaces", tun, true, "chmod 0666 " + tun + ", as udev has it"})
+	}
+	if accelOf(spec, info) == "kvm" {
+		list = append(list, access{"qemu.accel", "/dev/kvm", true, `add the user to the group kvm, or use "tcg"`})
+	}
+	return list
+}
+
+// tryAs asks the kernel about each access for that user: as itself, or on a
+// thread of its own that takes the user's file system identity and then ends.
+func tryAs(id *launch.Identity, wants []access) ([]error, error) {
+	if id == nil || (int(id.UID) == os.Geteuid() && int(id.GID) == os.Getegid()) {
+		return tryAll(wants), nil
+	}
+	var errs []error
+	failed := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		err := becomeForFiles(id)
+		if err == nil {
+			errs = tryAll(wants)
+		}
+		failed <- err
+	}()
+	if err := <-failed; err != nil {
+		return nil, fmt.Errorf("becoming %s: %w", userName(id), err)
+	}
+	return errs, nil
+}
+
+// becomeForFiles changes the calling thread only. Leaving uid 0 takes the
+// capabilities over files with it (capabilities(7)).
+func becomeForFiles(id *launch.Identity) error {
+	groups := append([]uint32{id.GID}, id.Groups...)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(&groups[0])), 0); errno != 0 {
+		return errno
+	}
+	// These return the former id, whether they worked or not: ask twice.
+	_, _ = unix.SetfsgidRetGid(int(id.GID))
+	_, _ = unix.SetfsuidRetUid(int(id.UID))
+	gid, _ := unix.SetfsgidRetGid(-1)
+	uid, _ := unix.SetfsuidRetUid(-1)
+	if gid != int(id.GID) || uid != int(id.UID) {
+		return unix.EPERM
+	}
+	return nil
+}
+
+func tryAll(wants []access) []error {
+	errs := make([]error, len(wants))
+	for i, w := range wants {
+		mode := uint32(unix.R_OK)
+		if w.write {
+			mode |= unix.W_OK
+		}
+		errs[i] = unix.Faccessat(unix.AT_FDCWD, w.path, mode, unix.AT_EACCESS)
+	}
+	return errs
+}
+
+// cause takes the system's own words out of an error about a path.
+func cause(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
+}
+
+// quotePath leaves an ordinary path alone and quotes what a terminal would not
+// show as it is.
+func quotePath(path string) string {
+	if q := strconv.Quote(path); q != `"`+path+`"` || strings.ContainsAny(path, " ,") {
+		return q
+	}
+	return path
+}

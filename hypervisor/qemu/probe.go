@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"time"
+
+	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/internal/kvm"
+)
+
+// oldest is the first version that has all that is asked of it: one CPU socket
+// unless told otherwise (6.2), -action and pvpanic-pci (6.0). tested is the
+// oldest that the tests run against.
+var (
+	oldest = version{6, 2, 0}
+	tested = version{7, 2, 0}
+)
+
+// versionTimeout is how long --version may take: a cold disk, a busy host.
+const versionTimeout = 15 * time.Second
+
+// Probe finds QEMU, asks its version (once per file and boot, if there is a
+// CacheDir) and says what the accelerator "auto" stands for here. Errors are an
+// *Error with a hint, or the context's.
+func (d *Driver) Probe(ctx context.Context) (hypervisor.Info, error) {
+	path, err := d.find()
+	if err != nil {
+		return hypervisor.Info{}, err
+	}
+	v, err := d.version(ctx, path)
+	if err != nil {
+		return hypervisor.Info{}, err
+	}
+	if v.less(oldest) {
+		return hypervisor.Info{}, &Error{
+			Message: fmt.Sprintf("%s is QEMU %s, and %s is the oldest that works here", path, v, oldest),
+			Cure:    "install a newer qemu-system-x86 (Debian 12 has 7.2)",
+		}
+	}
+	info := hypervisor.Info{Path: path, Version: v.String()}
+	info.Accel, info.Why = accelerator(kvm.Remembered(d.o.CacheDir))
+	return info, nil
+}
+
+// emulated begins Info.Why where KVM cannot be used.
+const emulated = "software emulation, which is slower: "
+
+func accelerator(r kvm.Result) (accel, why string) {
+	if r.Usable {
+		return "kvm", "KVM"
+	}
+	return "tcg", emulated + oneLine(r.Why)
+}
+
+func (d *Driver) find() (string, error) {
+	name := d.o.Path
+	if name == "" {
+		name = executable
+	}
+	path, err := exec.LookPath(name)
+	switch {
+	case errors.Is(err, exec.ErrDot):
+		return "", &Error{Message: "PATH leads to " + path + " in the working directory", Cure: "take relative directories out of PATH"}
+	case err != nil && d.o.Path != "":
+		return "", &Error{Message: "no QEMU to start", Err: err}
+	case err != nil:
+		return "", &Error{Message: executable + " is not on PATH", Cure: "apt install qemu-system-x86"}
+	}
+	return filepath.Abs(path)
+}
+
+// version asks the file, or remembers what it said.
+func (d *Driver) version(ctx context.Context, path string) (version, error) {
+	id, err := identify(path)
+	if err != nil {
+		return version{}, &Error{Message: "no QEMU to start", Err: err}
+	}
+	if s, ok := recall(d.o.CacheDir, id); ok {
+		if v, err := parseVersion([]byte(s)); err == nil {
+			return v, nil
+		}
+	}
+	v, line, err := askVersion(ctx, path)
+	if err != nil {
+		return version{}, err
+	}
+	remember(d.o.CacheDir, id, line)
+	return v, nil
+}
+
+// askVersion runs "--version" with an empty environment.
+func askVersion(ctx context.Context, path string) (version, string, error) {
+	limited, cancel := context.WithTimeout(ctx, versionTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(limited, path, "--version")
+	cmd.Env, cmd.Dir = []string{}, "/"
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	if err != nil {
+		if ctx.Err() != nil {
+			return version{}, "", ctx.Err()
+		}
+		var exit *exec.ExitError
+		if errors.As(err, &exit) && len(exit.Stderr) > 0 {
+			err = fmt.Errorf("%w: %s", err, oneLine(string(exit.Stderr)))
+		}
+		return version{}, "", &Error{Message: path + " --version failed", Err: err, Cure: "run it by hand to see what is wrong"}
+	}
+	line, _, _ := bytes.Cut(out, []byte("\n"))
+	v, err := parseVersion(line)
+	if err != nil {
+		return version{}, "", &Error{Message: path + " does not look like QEMU", Err: err}
+	}
+	return v, string(line), nil
+}
+
+// version is QEMU's version: major, minor, micro.
+type version [3]int
+
+func (v version) String() string { return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[2]) }
+
+func (v version) less(o version) bool {
+	for i := range v {
+		if v[i] != o[i] {
+			return v[i] < o[i]
+		}
+	}
+	return false
+}
+
+var versionLine = regexp.MustCompile(`^QEMU emulator version (\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?`)
+
+func parseVersion(line []byte) (version, error) {
+	m := versionLine.FindSubmatch(line)
+	if m == nil {
+		return version{}, fmt.Errorf("its version reads %s", strconv.QuoteToASCII(oneLine(string(line))))
+	}
+	var v version
+	for i := range v {
+		v[i], _ = strconv.Atoi(string(m[i+1])) // digits only, by the pattern; "" is 0
+	}
+	return v, nil
+}
+
+// parseInfo reads Info.Version back, which may come from another driver's test.
+func parseInfo(info hypervisor.Info) version {
+	v, _ := parseVersion([]byte("QEMU emulator version " + info.Version))
+	return v
+}
+
+// exists tells a missing file from one that cannot be looked at.
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}

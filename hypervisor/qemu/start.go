@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/internal/launch"
+	"github.com/vmcred/vmcred/vm"
+)
+
+// Start starts the VM and returns when the guest runs. It waits for QEMU as
+// long as the context and Options allow. The error is vm.Problems where the
+// VMM's user may not open what it must, else an *Error with QEMU's last words,
+// or the context's.
+func (d *Driver) Start(ctx context.Context, l hypervisor.Launch) (hypervisor.Machine, error) {
+	if ps := vm.Problems(d.CheckAccess(l.Spec, l.Info, l.Identity)).Fatal(); len(ps) > 0 {
+		return nil, ps
+	}
+	s := &starter{l: l}
+	err := s.start(ctx, d)
+	if err == nil {
+		return s.machine, nil
+	}
+	return nil, s.undo(ctx, err)
+}
+
+// starter is one start in the making: all that must be undone if it fails.
+type starter struct {
+	l                hypervisor.Launch
+	console          *console
+	qmp              net.Conn
+	stderr           *os.File
+	qmpEnd, stderrIn *os.File // the child's ends
+	feed             *feed
+	machine          *machine // from here on it owns the first three
+}
+
+func (s *starter) start(ctx context.Context, d *Driver) error {
+	if err := s.open(); err != nil {
+		return err
+	}
+	payload, err := s.l.Deliver(ctx)
+	if err != nil {
+		return err
+	}
+	if s.feed, err = newFeed(payload, s.l.Plan, s.l.Identity); err != nil {
+		return withHint(&Error{Message: "the credentials' memory files", Err: err})
+	}
+	proc, err := s.spawn()
+	if err != nil {
+		return err
+	}
+	s.closeChildEnds()
+	s.machine = newMachine(proc, s.qmp, s.console, listen(s.stderr, s.l.Log))
+	limited, cancel := context.WithTimeout(ctx, d.o.StartTimeout)
+	defer cancel()
+	return s.converse(limited)
+}
+
+// open makes all that QEMU inherits but the values.
+func (s *starter) open() error {
+	var err error
+	if s.console, err = openConsole(s.l.Spec.Console, s.l.RunDir, s.l.Console); err != nil {
+		return err
+	}
+	if s.qmp, s.qmpEnd, err = socketPair("qmp"); err != nil {
+		return withHint(&Error{Message: "QEMU's control connection", Err: err})
+	}
+	if s.stderr, s.stderrIn, err = os.Pipe(); err != nil {
+		return withHint(&Error{Message: "QEMU's standard error", Err: err})
+	}
+	return nil
+}
+
+// spawn starts QEMU with an empty environment and nothing but what it is given.
+func (s *starter) spawn() (*launch.Process, error) {
+	c := &launch.Command{
+		Path: s.l.Info.Path, Env: []string{}, Dir: "/",
+		Stdout: s.stderrIn, Stderr: s.stderrIn,
+		Identity: s.l.Identity,
+	}
+	donate := func(name string, f *os.File) string { return strconv.Itoa(c.Donate(name, f)) }
+	ds := descriptors{qmp: donate("qmp", s.qmpEnd)}
+	if s.console.child != nil {
+		ds.console = donate("console", s.console.child)
+	}
+	for _, m := range s.feed.smbios {
+		ds.smbios = append(ds.smbios, donate("smbios", m.File()))
+	}
+	for _, m := range s.feed.fwCfg {
+		ds.fwCfg = append(ds.fwCfg, item{m.key, donate(m.key, m.File())})
+	}
+	c.Args = arguments(s.l.Spec, s.l.Info, ds)
+	return c.Start()
+}
+
+func (s *starter) closeChildEnds() {
+	for _, f := range []*os.File{s.qmpEnd, s.stderrIn} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+	s.qmpEnd, s.stderrIn = nil, nil
+}
+
+// converse brings QEMU from its greeting to a running guest. The greeting comes
+// from a thread of its own while QEMU is still opening its fw_cfg files and the
+// kernel; commands are answered only by the main loop, after all of that. So it
+// is the first answer that says the values are in.
+func (s *starter) converse(ctx context.Context) error {
+	m := s.machine
+	if _, err := m.qmp.Greeting(ctx); err != nil {
+		return err
+	}
+	if _, err := m.qmp.Execute(ctx, "qmp_capabilities"); err != nil {
+		return err
+	}
+	if err := s.feed.release(); err != nil {
+		return err
+	}
+	m.emit(hypervisor.EventDelivered, "")
+	if _, err := m.qmp.Execute(ctx, "cont"); err != nil {
+		return err
+	}
+	m.emit(hypervisor.EventRunning, "")
+	return nil
+}
+
+// undo leaves nothing behind and says why, with QEMU's last words.
+func (s *starter) undo(ctx context.Context, err error) error {
+	s.closeChildEnds()
+	m := s.machine
+	if m == nil {
+		s.closeOurEnds()
+		return errors.Join(err, s.feed.release())
+	}
+	ended := m.proc.State() != nil || connectionLost(err)
+	_ = m.Kill()
+	if rerr := s.feed.release(); rerr != nil {
+		err = errors.Join(err, rerr)
+	}
+	switch {
+	case ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded):
+		return &Error{Message: "QEMU did not answer" + tail(m.said.words()), Err: cmp.Or(ctx.Err(), err)}
+	case ended:
+		return withHint(&Error{Message: "QEMU did not start (" + m.exit.how() + ")" + tail(m.said.words())})
+	}
+	return withHint(&Error{Message: "QEMU did not start the guest", Err: err})
+}
+
+func (s *starter) closeOurEnds() {
+	if s.console != nil {
+		s.console.finish(grace)
+	}
+	if s.qmp != nil {
+		_ = s.qmp.Close()
+	}
+	if s.stderr != nil {
+		_ = s.stderr.Close()
+	}
+}
+
+func tail(words string) string {
+	if words == "" {
+		return ", and said nothing"
+	}
+	return ": " + words
+}
+
+// withHint adds what to do about what QEMU or the kernel says most often.
+func withHint(e *Error) *Error {
+	text := e.Error()
+	for _, h := range []struct{ says, cure string }{
+		{syscall.EMFILE.Error(), "each credential takes a descriptor: raise LimitNOFILE= of the unit, or `ulimit -n`"},
+		{"Too many open files", "each credential takes a descriptor: raise LimitNOFILE= of the unit, or `ulimit -n`"},
+		{syscall.ENFILE.Error(), "the whole system is out of descriptors: see fs.file-max"},
+		{`Failed to get "write" lock`, "another process uses that disk, perhaps another VM"},
+		{`Failed to get shared "write" lock`, "another process writes to that disk, perhaps another VM"},
+		{"Cannot allocate memory", "the host has not that much memory to give"},
+	} {
+		if strings.Contains(text, h.says) {
+			e.Cure = h.cure
+			break
+		}
+	}
+	return e
+}
