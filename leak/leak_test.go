@@ -3,6 +3,7 @@
 package leak
 
 import (
+	"strconv"
 	"testing"
 
 	"github.com/vmcred/vmcred/secret"
@@ -29,3 +30,5 @@ func needles(t testing.TB, v []byte) *Needles {
 	t.Cleanup(func() { _ = n.Close() })
 	return n
 }
+
+func itoa(n int) string { return strconv.Itoa(n) }

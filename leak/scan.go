@@ -57,7 +57,7 @@ func (n *Needles) index(blob []byte) error {
 		t.step = max(1, min(t.step, whole-windowLen+1))
 		anchors += maxStep
 	}
-	size := max(16, bits.Len(uint(anchors))+8) // about one bit in 32 is set
+	size := max(16, bits.Len(uint(anchors))+7) // about one bit in 128 is set
 	t.shift, t.fold = uint(64-size), uint(max(0, size-18))
 	t.bits = make([]uint64, 1<<(size-6))
 	t.heads = make([]int32, 1<<(size-int(t.fold)))

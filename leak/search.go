@@ -49,14 +49,17 @@ func (s *Search) found(f *form, at int64, p Place) {
 		old.Offset = min(old.Offset, at)
 		return
 	}
-	found := &Finding{Needle: f.needle, Form: f.name, Part: f.part, Place: p, Offset: at, Count: 1}
+	s.findings[key] = &Finding{Needle: f.needle, Form: f.name, Part: f.part, Place: p, Offset: at, Count: 1, Meant: s.isMeant(p)}
+}
+
+// isMeant names what covers a place, or is empty.
+func (s *Search) isMeant(p Place) string {
 	for _, m := range s.meant {
 		if m.Is(p) {
-			found.Meant = m.Name
-			break
+			return m.Name
 		}
 	}
-	s.findings[key] = found
+	return ""
 }
 
 // skip records what could not be searched. The example is redacted here.
