@@ -25,31 +25,30 @@ func checkGuest(g Guest, metas []credential.Meta) (GuestUse, []Refusal) {
 			Hint:    fmt.Sprintf("use a guest with systemd %d or newer", OldestSystemd),
 		})
 	}
-	files, last := 0, ""
+	names := map[string]bool{}
 	for _, m := range metas {
 		if m.Guest == "" && m.Kind == credential.OEMString {
 			continue
 		}
-		if r := checkItem(m, last); r != nil {
+		if r := checkItem(m, names[m.Guest]); r != nil {
 			refusals = append(refusals, *r)
 		}
-		last = m.Guest
-		files++
+		names[m.Guest] = true
 		use.Bytes += m.Len
 		use.Pages += credential.Pages(m.Len)
 	}
 	if len(refusals) > 0 {
 		return use, refusals
 	}
-	return use, checkTotals(use, files, metas)
+	return use, checkTotals(use, len(names), metas)
 }
 
-func checkItem(m credential.Meta, last string) *Refusal {
+func checkItem(m credential.Meta, taken bool) *Refusal {
 	if err := credential.CheckName(m.Guest); err != nil {
 		r := refuse(m, err.Error(), (&credential.NameError{}).Hint())
 		return &r
 	}
-	if m.Guest == last {
+	if taken {
 		r := refuse(m, "the guest would get two of this name and drop one", "give one of them another guest name with \"as:\"")
 		return &r
 	}
