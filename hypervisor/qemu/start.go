@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/hypervisor/qemu/qmp"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
 )
@@ -143,7 +144,10 @@ func (s *starter) undo(ctx context.Context, err error) error {
 		s.closeOurEnds()
 		return errors.Join(err, s.feed.release())
 	}
-	ended := m.proc.State() != nil || connectionLost(err)
+	ended := errors.Is(err, qmp.ErrClosed)
+	if ended {
+		waitFor(m.proc.Done(), grace) // it is on its way out, with a status of its own
+	}
 	_ = m.Kill()
 	if rerr := s.feed.release(); rerr != nil {
 		err = errors.Join(err, rerr)
