@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmcred/vmcred/config"
+	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/hypervisor/qemu"
+	"github.com/vmcred/vmcred/internal/launch"
+	"github.com/vmcred/vmcred/runner"
+	"github.com/vmcred/vmcred/state"
+	"github.com/vmcred/vmcred/unit"
+	"github.com/vmcred/vmcred/vm"
+)
+
+// load reads the VM's file. Warnings come with a specification that can be used.
+func (a *app) load(arg string) (*vm.Spec, vm.Problems, error) {
+	path, err := config.Find(arg, a.uid, a.getenv)
+	if err != nil {
+		return nil, nil, refusedError(err)
+	}
+	spec, problems := config.Load(path)
+	if len(problems.Fatal()) > 0 {
+		return nil, nil, &runner.RefusedError{Problems: problems}
+	}
+	return spec, problems, nil
+}
+
+// refusedError is one reason not to start, with its hint.
+func refusedError(err error) error {
+	p := vm.Problem{Message: err.Error()}
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		p.Hint = h.Hint()
+	}
+	return &runner.RefusedError{Problems: vm.Problems{p}}
+}
+
+// driver returns the driver for the VM's hypervisor.
+func (a *app) driver(spec *vm.Spec, root string) (hypervisor.Driver, error) {
+	drivers := map[string]hypervisor.Driver{
+		"qemu": qemu.New(qemu.Options{CacheDir: root}),
+	}
+	if d, ok := drivers[spec.Hypervisor]; ok {
+		return d, nil
+	}
+	names := slices.Sorted(maps.Keys(drivers))
+	return nil, &runner.RefusedError{Problems: vm.Problems{{
+		Pos: vm.Pos{File: spec.File}, Field: "hypervisor",
+		Message: spec.Hypervisor + " cannot be run by this version of vmcred",
+		Hint:    "it runs " + strings.Join(names, ", "),
+	}}}
+}
+
+// options is what run, plan and check share.
+func (a *app) options(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (runner.Options, error) {
+	root, err := state.Root(a.uid, a.getenv)
+	if err != nil {
+		return runner.Options{}, refusedError(err)
+	}
+	d, err := a.driver(spec, a.cacheDir(root))
+	if err != nil {
+		return runner.Options{}, err
+	}
+	open, err := a.opener(c, spec, f)
+	if err != nil {
+		return runner.Options{}, err
+	}
+	return runner.Options{Spec: spec, Driver: d, Open: open, Root: root, OneBoot: a.inUnit(), Force: a.force}, nil
+}
+
+// cacheDir is where facts about this host are remembered until the next boot.
+// In a unit the VM's user can write only its own runtime directory.
+func (a *app) cacheDir(root string) string {
+	if dir := a.getenv("RUNTIME_DIRECTORY"); filepath.IsAbs(dir) {
+		return dir
+	}
+	return root
+}
+
+// inUnit reports whether systemd itself started this process (systemd.exec(5), $SYSTEMD_EXEC_PID).
+func (a *app) inUnit() bool {
+	return a.getenv("INVOCATION_ID") != "" && a.getenv("SYSTEMD_EXEC_PID") == strconv.Itoa(a.pid)
+}
+
+// identity is the user the VMM runs as: for root the VM's own system user, for
+// everyone else nil, which is himself.
+func (a *app) identity(spec *vm.Spec) (*launch.Identity, error) {
+	if a.uid != 0 {
+		return nil, nil
+	}
+	id, err := launch.Lookup(unit.User(spec.Name))
+	if err != nil {
+		return nil, &runner.RefusedError{Problems: vm.Problems{{
+			Message: fmt.Sprintf("no hypervisor runs as root, and the VM's own user is missing: %v", err),
+			Hint:    "make it with: " + unit.UserCommand(spec.Name),
+		}}}
+	}
+	return id, nil
+}
+

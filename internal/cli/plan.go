@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmcred/vmcred/credential"
+	"github.com/vmcred/vmcred/delivery"
+	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/internal/launch"
+	"github.com/vmcred/vmcred/runner"
+	"github.com/vmcred/vmcred/secret"
+	"github.com/vmcred/vmcred/vm"
+)
+
+func (a *app) planCommand() *cobra.Command {
+	var (
+		sources       sourceFlags
+		asJSON, print bool
+	)
+	c := &cobra.Command{
+		Use:   "plan VM",
+		Short: "show what would be handed over, by which channel; starts nothing",
+		Long: `Show what would be handed over: each credential's name on the host and in the
+guest, its size and the channel it goes by. It reads the values to learn how
+long they are, shows none, and starts nothing.`,
+		Example: `  vmcred plan test-vm
+  vmcred plan test-vm --credentials /run/my-secrets --json
+  vmcred plan test-vm --command`,
+		Args:              oneVM,
+		ValidArgsFunction: a.completeVM,
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.plan(c, args[0], &sources, asJSON, print)
+		},
+	}
+	sources.add(c)
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&print, "command", false, "print the hypervisor's command line; values are not on it")
+	c.MarkFlagsMutuallyExclusive("json", "command")
+	return c
+}
+
+func (a *app) plan(c *cobra.Command, arg string, sources *sourceFlags, asJSON, command bool) error {
+	if err := launch.Harden(); err != nil {
+		return err
+	}
+	spec, warnings, err := a.load(arg)
+	if err != nil {
+		return err
+	}
+	o, err := a.options(c, spec, sources)
+	if err != nil {
+		return err
+	}
+	arena := secret.NewArena()
+	defer arena.Close()
+	p, err := runner.Prepare(c.Context(), o, arena)
+	if p != nil {
+		warnings = append(warnings, p.Warnings...)
+	}
+	if err != nil {
+		a.showProblems(a.stderr, warnings)
+		return err
+	}
+	defer p.Close()
+	switch {
+	case command:
+		fmt.Fprintln(a.stdout, quoteCommand(o.Driver.Command(spec, p.Info, p.Plan)))
+	case asJSON:
+		if err := planJSON(a.stdout, spec, p, warnings); err != nil {
+			return err
+		}
+		return nil
+	default:
+		a.planTable(spec, p)
+	}
+	a.showProblems(a.stderr, warnings)
+	return nil
+}
+
+// planTable prints the plan for people.
+func (a *app) planTable(spec *vm.Spec, p *runner.Prepared) {
+	st := styleOf(a.stdout, a.getenv)
+	fmt.Fprintf(a.stdout, "%s: %s %s, %s\n", st.bold(spec.Name), spec.Hypervisor, p.Info.Version, p.Info.Why)
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ON THE HOST\tIN THE GUEST\tBYTES\tCHANNEL")
+	for _, e := range p.Plan.Entries {
+		host, guest := e.Host, e.Guest
+		switch e.Kind {
+		case credential.Static:
+			host = "(static)"
+		case credential.OEMString:
+			host, guest = "(static)", "(OEM string)"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\n", host, guest, e.Len, e.Channel)
+	}
+	_ = w.Flush()
+	for _, u := range usage(p.Plan) {
+		fmt.Fprintln(a.stdout, u)
+	}
+}
+
+// usage is a line for each channel in use: how much of it, and what the guest needs.
+func usage(p delivery.Plan) []string {
+	var out []string
+	for _, l := range p.Limits {
+		if l.Items == 0 {
+			continue
+		}
+		line := fmt.Sprintf("%s: %d of %d bytes", l.Channel, l.Bytes, l.BytesMax)
+		if l.Needs != "" {
+			line += "; the guest needs " + l.Needs
+		}
+		out = append(out, line)
+	}
+	return out
+}
+
+func planJSON(w io.Writer, spec *vm.Spec, p *runner.Prepared, warnings vm.Problems) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(struct {
+		VM         string          `json:"vm"`
+		Hypervisor string          `json:"hypervisor"`
+		Info       hypervisor.Info `json:"info"`
+		Plan       delivery.Plan   `json:"plan"`
+		Warnings   vm.Problems     `json:"warnings,omitempty"`
+	}{spec.Name, spec.Hypervisor, p.Info, p.Plan, warnings})
+}
+
+// quoteCommand quotes an argument vector for a POSIX shell.
+func quoteCommand(argv []string) string {
+	quoted := make([]string, len(argv))
+	for i, s := range argv {
+		if s == "" || strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+=:,./-<>") != "" ||
+			strings.ContainsAny(s, "<>") {
+			s = "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+		}
+		quoted[i] = s
+	}
+	return strings.Join(quoted, " ")
+}

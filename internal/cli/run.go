@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+
+	"github.com/vmcred/vmcred/runner"
+)
+
+func (a *app) runCommand() *cobra.Command {
+	var (
+		sources sourceFlags
+		format  string
+	)
+	c := &cobra.Command{
+		Use:   "run VM",
+		Short: "start a VM, hand it its secrets and stay until it ends",
+		Long: `Start a VM, hand it its secrets and stay until it ends.
+
+VM is a name (its file is /etc/vmcred/vms/NAME.yaml, an ordinary user's
+$XDG_CONFIG_HOME/vmcred/vms/NAME.yaml) or, with a "/", the path of a file.
+
+Ctrl-C or SIGTERM presses the power button and waits (stop-timeout:); a second
+one does not wait for the guest. Exit status: 0 the guest powered off or was
+stopped; 1 it failed and a restart may help; 2 usage; 78 refused, a restart
+will not help; 133 the guest rebooted (in a unit; elsewhere it starts anew).`,
+		Example: `  vmcred run test-vm
+  vmcred run ./test-vm.yaml --credentials /run/my-secrets
+  vmcred run test-vm --load-credential host-api-key:/run/secrets/api-key`,
+		Args:              oneVM,
+		ValidArgsFunction: a.completeVM,
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.run(c, args[0], &sources, format)
+		},
+	}
+	sources.add(c)
+	c.Flags().StringVar(&format, "log-format", "auto", "`FORMAT` of our own messages: text, json, or auto (the journal in a unit)")
+	return c
+}
+
+func (a *app) run(c *cobra.Command, arg string, sources *sourceFlags, format string) error {
+	spec, warnings, err := a.load(arg)
+	if err != nil {
+		return err
+	}
+	o, err := a.options(c, spec, sources)
+	if err != nil {
+		return err
+	}
+	if o.Identity, err = a.identity(spec); err != nil {
+		return err
+	}
+	if o.Log, err = a.newLog(format, spec.Name); err != nil {
+		return &usageError{c, err}
+	}
+	for _, w := range warnings {
+		o.Log.Warn(w.Error(), "hint", w.Hint, "field", w.Field)
+	}
+	o.Console, o.VMMLog = a.stdout, a.stderr
+	o.Notify = func(state string) {
+		if _, err := daemon.SdNotify(false, state); err != nil {
+			o.Log.Warn("systemd was not told", "state", state, "error", err)
+		}
+	}
+	out, err := runner.Run(c.Context(), o)
+	if err == nil && out == runner.Rebooted {
+		return errRebooted
+	}
+	return err
+}

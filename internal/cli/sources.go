@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmcred/vmcred/credential"
+	"github.com/vmcred/vmcred/secret"
+	"github.com/vmcred/vmcred/vm"
+)
+
+// sourceFlags says where values come from beside the VM's own file.
+type sourceFlags struct {
+	dir   string
+	pairs []string
+}
+
+func (f *sourceFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&f.dir, "credentials", "", "read credentials from the files of `DIR`, before any other source")
+	c.Flags().StringArrayVar(&f.pairs, "load-credential", nil, "read one credential: `ID:PATH`; may be repeated")
+	_ = c.MarkFlagDirname("credentials")
+}
+
+// opener returns what opens the sources, first wins: --load-credential,
+// --credentials, $CREDENTIALS_DIRECTORY, file: in the VM's file.
+func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (func(*secret.Arena) (credential.Source, error), error) {
+	pairs := make(map[string]string)
+	for _, p := range f.pairs {
+		id, path, ok := strings.Cut(p, ":")
+		if !ok || path == "" || credential.CheckName(id) != nil {
+			return nil, &usageError{c, fmt.Errorf("--load-credential %q is not ID:PATH", p)}
+		}
+		if _, twice := pairs[id]; twice {
+			return nil, &usageError{c, fmt.Errorf("--load-credential names %s twice", id)}
+		}
+		pairs[id] = path
+	}
+	files := make(map[string]string)
+	for _, cr := range spec.Credentials {
+		if cr.Source.Kind == vm.SourceFile {
+			files[cr.Host] = cr.Source.Path
+		}
+	}
+	dirs := []string{f.dir, a.getenv("CREDENTIALS_DIRECTORY")}
+	return func(arena *secret.Arena) (credential.Source, error) {
+		var sources []credential.Source
+		if len(pairs) > 0 {
+			sources = append(sources, credential.Files(arena, pairs))
+		}
+		for _, dir := range dirs {
+			if dir == "" {
+				continue
+			}
+			s, err := credential.Directory(arena, dir)
+			if err != nil {
+				return nil, err
+			}
+			sources = append(sources, s)
+		}
+		if len(files) > 0 {
+			sources = append(sources, credential.Files(arena, files))
+		}
+		return credential.Chain(sources...), nil
+	}, nil
+}
