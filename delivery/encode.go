@@ -108,6 +108,11 @@ func blob(it credential.Item) (Blob, error) {
 	if err != nil {
 		return Blob{}, err
 	}
+	if v := it.Value(); v != nil { // a wiped value looks like an empty one
+		if err := v.Use(func([]byte) error { return nil }); err != nil {
+			return Blob{}, fmt.Errorf("%s: %w", it.Guest, err)
+		}
+	}
 	return Blob{Name: key, Rope: it.Rope()}, nil
 }
 

@@ -25,7 +25,7 @@ func (f *fwCfg) limit() Limit {
 
 func (f *fwCfg) never(m credential.Meta) *reason {
 	if m.Kind == credential.OEMString {
-		return &reason{"carries no OEM strings", ""}
+		return &reason{"carries no OEM strings", oemHint}
 	}
 	if _, err := credential.FwCfgName(m.Guest); err != nil {
 		return &reason{err.Error(), nameHint(m, credential.FwCfgNameMax)}
@@ -41,12 +41,12 @@ func (f *fwCfg) never(m credential.Meta) *reason {
 
 func (f *fwCfg) place(e *Entry) *reason {
 	if f.o.Items > 0 && f.items >= f.o.Items {
-		return &reason{fmt.Sprintf("all %d items are taken", f.o.Items), "deliver fewer credentials"}
+		return &reason{fmt.Sprintf("%d of %d items are taken", f.items, f.o.Items), fewerHint}
 	}
 	if f.o.TotalMax > 0 && f.bytes+e.Len > f.o.TotalMax {
 		return &reason{
 			fmt.Sprintf("%d bytes, and %d of %d are left%s", e.Len, f.o.TotalMax-f.bytes, f.o.TotalMax, whose(f.o)),
-			"deliver fewer or shorter credentials",
+			fewerHint,
 		}
 	}
 	f.items++

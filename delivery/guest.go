@@ -11,7 +11,11 @@ import (
 	"github.com/vmcred/vmcred/credential"
 )
 
-const splitHint = "split it, or keep it on a disk and deliver the key to it"
+const (
+	splitHint = "split it, or keep it on a disk and deliver the key to it"
+	fewerHint = "deliver fewer or shorter credentials"
+	oemHint   = "remove \"oem-strings:\""
+)
 
 // checkGuest refuses what the guest's systemd would not keep, whatever the
 // channel. It warns about such a value and skips it, so the guest would start
@@ -65,7 +69,7 @@ func checkTotals(use GuestUse, files int, metas []credential.Meta) []Refusal {
 	case use.Bytes > use.BytesMax:
 		out = append(out, Refusal{
 			Message: fmt.Sprintf("%d bytes in all, and a guest's systemd takes %d; the largest: %s", use.Bytes, use.BytesMax, largest(metas)),
-			Hint:    "deliver fewer or shorter credentials",
+			Hint:    fewerHint,
 		})
 	case use.Pages > use.PagesMax:
 		out = append(out, Refusal{

@@ -77,9 +77,7 @@ func (r Refusal) Error() string {
 	return r.Message
 }
 
+// refuse is about one item.
 func refuse(m credential.Meta, message, hint string) Refusal {
-	if m.Kind == credential.OEMString {
-		message = fmt.Sprintf("OEM string of %d bytes: %s", m.Len, message)
-	}
 	return Refusal{Host: m.Host, Guest: m.Guest, Message: message, Hint: hint}
 }

@@ -197,8 +197,13 @@ func (p *packer) place(e *Entry) *Refusal {
 	}
 	if len(p.channels) == 0 {
 		texts = []string{"no channel leads into this VM"}
+		hints = []string{"use a hypervisor or a machine type that has one"}
 	}
-	r := refuse(e.Meta, fmt.Sprintf("%d bytes cannot be delivered (%s)", e.Len, strings.Join(texts, "; ")), strings.Join(hints, ", or "))
+	what := fmt.Sprintf("%d bytes", e.Len)
+	if e.Kind == credential.OEMString {
+		what = "an OEM string of " + what
+	}
+	r := refuse(e.Meta, fmt.Sprintf("%s cannot be delivered (%s)", what, strings.Join(texts, "; ")), strings.Join(hints, ", or "))
 	return &r
 }
 

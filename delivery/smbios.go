@@ -71,7 +71,7 @@ func asText(m credential.Meta) bool {
 func (s *smbios) never(m credential.Meta) *reason {
 	if m.Kind == credential.OEMString {
 		if !s.o.Raw {
-			return &reason{"carries no OEM strings here", "remove \"oem-strings:\""}
+			return &reason{"carries no OEM strings here", oemHint}
 		}
 	} else if err := credential.CheckSMBIOSName(m.Guest); err != nil {
 		return &reason{err.Error(), "choose a guest name without \"=\" with \"as:\""}
@@ -103,7 +103,7 @@ func (s *smbios) place(e *Entry) *reason {
 		s.reserved = 0
 	}
 	if s.o.Items > 0 && s.items+s.spare() >= s.o.Items {
-		return &reason{fmt.Sprintf("all %d places are taken", s.o.Items), ""}
+		return &reason{fmt.Sprintf("%d of %d places are taken", s.items+s.spare(), s.o.Items), fewerHint}
 	}
 	first := 0
 	if notify || e.Kind == credential.OEMString {
@@ -117,13 +117,13 @@ func (s *smbios) place(e *Entry) *reason {
 	if at == len(s.structs) {
 		grow += structOverhead
 		if s.o.Structs > 0 && at >= s.o.Structs || !s.fits(at, n) {
-			return &reason{fmt.Sprintf("all %d structures are full", s.o.Structs), ""}
+			return &reason{fmt.Sprintf("%d of %d structures are full", len(s.structs), s.o.Structs), fewerHint}
 		}
 	}
 	if s.o.TotalMax > 0 && s.bytes+grow+s.reservedBytes() > s.o.TotalMax {
 		return &reason{
 			fmt.Sprintf("%d bytes as encoded, and %d of %d are left%s", grow, s.o.TotalMax-s.bytes-s.reservedBytes(), s.o.TotalMax, whose(s.o)),
-			"deliver fewer or shorter credentials",
+			fewerHint,
 		}
 	}
 	if at == len(s.structs) {
