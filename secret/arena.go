@@ -25,16 +25,17 @@ const (
 type Arena struct {
 	mu     sync.Mutex
 	maps   []*mapping
+	newMap func(n int) (*mapping, error)
 	next   int // size of the next mapping in bytes
 	closed bool
 	weak   bool // at least one mapping is not memfd_secret
 }
 
 // NewArena returns an empty arena. It makes no system call.
-func NewArena() *Arena { return &Arena{next: firstMapping} }
+func NewArena() *Arena { return &Arena{newMap: newMapping, next: firstMapping} }
 
 // ownArena is for one value: a single page is enough for most.
-func ownArena() *Arena { return &Arena{next: os.Getpagesize()} }
+func ownArena() *Arena { return &Arena{newMap: newMapping, next: os.Getpagesize()} }
 
 // Kind says how the pages are kept: "memfd_secret", or "mlock" if at least one
 // mapping had to do without. An empty arena makes its first mapping to find out;
@@ -110,31 +111,41 @@ func (a *Arena) Read(r io.Reader, max int) (*Value, error) {
 	if err != nil {
 		return nil, err
 	}
-	for n := 0; ; {
-		if n > max {
-			s.drop()
-			return nil, &TooLargeError{Max: max}
-		}
+	defer func() { s.unpin() }() // s may be another one by then
+	n, err := 0, error(nil)
+	for err == nil && n <= max {
 		if n == s.n {
-			bigger, err := a.enlarge(s, min(4*s.n, max+1))
-			if err != nil {
-				s.drop()
-				return nil, err
+			if s, err = a.enlarge(s, min(4*s.n, max+1)); err != nil {
+				break
 			}
-			s = bigger
 		}
-		got, err := r.Read(s.bytes()[n:])
+		var got int
+		got, err = readSome(r, s.bytes()[n:])
 		n += got
-		if errors.Is(err, io.EOF) && n <= max {
-			s.shrink(n)
-			s.unpin()
-			return &Value{s: s}, nil
+	}
+	switch {
+	case n > max:
+		err = &TooLargeError{Max: max}
+	case errors.Is(err, io.EOF):
+		s.shrink(n)
+		return &Value{s: s}, nil
+	}
+	s.kill()
+	return nil, err
+}
+
+// readSome reads at least one byte into p, or returns an error.
+func readSome(r io.Reader, p []byte) (int, error) {
+	for range 100 {
+		n, err := r.Read(p)
+		if n < 0 || n > len(p) {
+			return 0, fmt.Errorf("a reader says it read %d bytes into %d", n, len(p))
 		}
-		if err != nil && !errors.Is(err, io.EOF) {
-			s.drop()
-			return nil, err
+		if n > 0 || err != nil {
+			return n, err
 		}
 	}
+	return 0, io.ErrNoProgress
 }
 
 // sizeHint returns how many bytes r is likely to hold.
@@ -157,7 +168,7 @@ func (a *Arena) Base64(v *Value) (*Value, error) {
 		n := base64.StdEncoding.EncodedLen(len(b))
 		var err error
 		out, err = a.Make(n, func(dst []byte) (int, error) {
-			base64.StdEncoding.Encode(dst, b)
+			quietly(func() { base64.StdEncoding.Encode(dst, b) })
 			return n, nil
 		})
 		return err

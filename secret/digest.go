@@ -125,7 +125,7 @@ func (v *Value) Digest(k *Key, context string) Digest {
 		return v.Use(func(b []byte) error {
 			k.mu.Lock()
 			defer k.mu.Unlock()
-			d = k.hmac(p, context, b)
+			quietly(func() { d = k.hmac(p, context, b) })
 			return nil
 		})
 	})

@@ -25,10 +25,7 @@ type Memfd struct {
 // /proc/PID/fd, at most 249 bytes. The file is close-on-exec and, where the
 // kernel can (6.3), never executable.
 func NewMemfd(name string, r Rope) (*Memfd, error) {
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
-	if errors.Is(err, unix.EINVAL) {
-		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC)
-	}
+	fd, err := createMemfd(name)
 	if err != nil {
 		return nil, fmt.Errorf("making memory file %s: %w", name, err)
 	}
@@ -37,6 +34,22 @@ func NewMemfd(name string, r Rope) (*Memfd, error) {
 		return nil, errors.Join(fmt.Errorf("filling memory file %s: %w", name, err), m.Release())
 	}
 	return m, nil
+}
+
+// createMemfd makes the file so that whoever gets it can add no seal, which would
+// keep Release from wiping it.
+func createMemfd(name string) (int, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) {
+		return unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	}
+	if err != nil {
+		return -1, err
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SEAL); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
 }
 
 func (m *Memfd) fill(fd int, r Rope) error {

@@ -48,7 +48,7 @@ func (a *Arena) room(n int) (*mapping, error) {
 }
 
 func (a *Arena) grow(n int) (*mapping, error) {
-	m, err := newMapping(max(a.next, roundUp(n, align)))
+	m, err := a.newMap(max(a.next, roundUp(n, align)))
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +58,8 @@ func (a *Arena) grow(n int) (*mapping, error) {
 	return m, nil
 }
 
-// enlarge returns a pinned slot of n bytes that begins with s's bytes, and frees s.
+// enlarge returns a pinned slot of n bytes that begins with s's bytes, and frees
+// s. On an error it returns s as it was.
 func (a *Arena) enlarge(s *slot, n int) (*slot, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -69,9 +70,9 @@ func (a *Arena) enlarge(s *slot, n int) (*slot, error) {
 	}
 	t, err := a.reserveLocked(n)
 	if err != nil {
-		return nil, err
+		return s, err
 	}
-	copy(t.bytes(), s.bytes())
+	quietly(func() { copy(t.bytes(), s.bytes()) })
 	s.dead = true
 	s.unpinLocked()
 	return t, nil
@@ -135,12 +136,6 @@ func (s *slot) kill() {
 	if s.pins == 0 {
 		s.free()
 	}
-}
-
-// drop kills a slot its maker has pinned.
-func (s *slot) drop() {
-	s.kill()
-	s.unpin()
 }
 
 // free wipes the bytes and gives back what can be used again.

@@ -40,6 +40,7 @@ func (v *Value) Use(f func([]byte) error) error {
 		return err
 	}
 	defer v.s.unpin()
+	defer scrub()
 	return f(v.s.bytes())
 }
 
