@@ -134,6 +134,9 @@ func write(t *testing.T, path string, data []byte, mode os.FileMode) {
 	if err := os.WriteFile(path, data, mode); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Chmod(path, mode); err != nil { // whatever the umask is
+		t.Fatal(err)
+	}
 }
 
 // descriptorsOpen lists what this process holds, for "nothing is left".
