@@ -132,10 +132,13 @@ func secondName(path string, b []byte) error {
 }
 
 func TestRememberedWithoutADirectory(t *testing.T) {
+	t.Chdir(t.TempDir()) // no directory is not this one
 	want := test(Device)
-	for range 2 {
-		if v, kept := remembered(filepath.Join(t.TempDir(), "absent"), Device); kept || v != want {
-			t.Errorf("%+v kept %v, want %+v", v, kept, want)
+	for _, dir := range []string{filepath.Join(t.TempDir(), "absent"), ""} {
+		for range 2 {
+			if v, kept := remembered(dir, Device); kept || v != want {
+				t.Errorf("%q: %+v kept %v, want %+v", dir, v, kept, want)
+			}
 		}
 	}
 }
