@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu_test
+
+import (
+	"os/exec"
+	"slices"
+	"testing"
+
+	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/hypervisor/hypervisortest"
+	"github.com/vmcred/vmcred/hypervisor/qemu"
+	"github.com/vmcred/vmcred/vm"
+)
+
+// TestSuite is the suite that every driver passes, with real QEMUs.
+func TestSuite(t *testing.T) {
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		t.Skip("SKIPPED: needs qemu-system-x86_64 (apt install qemu-system-x86)")
+	}
+	hypervisortest.Run(t, hypervisortest.Factory{
+		Driver: func(t *testing.T) hypervisor.Driver { return qemu.New(qemu.Options{CacheDir: t.TempDir()}) },
+		Spec: func(s *vm.Spec) {
+			s.Hypervisor = "qemu"
+			s.QEMU = vm.QEMU{Machine: "q35", Accel: "tcg"}
+		},
+		WithoutValues: func(argv []string) []string {
+			var out []string
+			for len(argv) > 0 {
+				if slices.Contains([]string{"-smbios", "-fw_cfg", "-global"}, argv[0]) {
+					argv = argv[2:]
+					continue
+				}
+				out, argv = append(out, argv[0]), argv[1:]
+			}
+			return out
+		},
+	})
+}
