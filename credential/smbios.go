@@ -3,7 +3,6 @@
 package credential
 
 import (
-	"bytes"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -80,8 +79,10 @@ func checkString(s secret.Rope) error {
 			continue
 		}
 		err := p.Secret.Use(func(b []byte) error {
-			if bytes.IndexByte(b, 0) >= 0 {
-				return errNUL
+			for _, c := range b { // byte by byte: bytes.IndexByte leaves them in vector registers
+				if c == 0 {
+					return errNUL
+				}
 			}
 			return nil
 		})

@@ -97,7 +97,11 @@ func drawValue(t *rapid.T) []byte {
 	return b
 }
 
+// drawOffers draws a real machine's offers, or any.
 func drawOffers(t *rapid.T) []delivery.Offer {
+	if real := rapid.IntRange(0, 4).Draw(t, "real"); real > 0 {
+		return [][]delivery.Offer{q35(), q35(), q35(), smbiosOnly()}[real-1]
+	}
 	n := func(label string, of ...int) int { return rapid.SampledFrom(of).Draw(t, label) }
 	smbios := delivery.Offer{
 		Channel: delivery.SMBIOS, Items: n("items", 0, 0, 0, 1, 5), NameMax: n("names", 0, 0, 0, 5),
