@@ -48,7 +48,11 @@ func (d *Driver) Probe(ctx context.Context) (hypervisor.Info, error) {
 		}
 	}
 	info := hypervisor.Info{Path: path, Version: v.String()}
-	info.Accel, info.Why = accelerator(kvm.Remembered(d.o.CacheDir))
+	if d.o.CacheDir == "" {
+		info.Accel, info.Why = accelerator(kvm.SelfTest())
+	} else {
+		info.Accel, info.Why = accelerator(kvm.Remembered(d.o.CacheDir))
+	}
 	return info, nil
 }
 

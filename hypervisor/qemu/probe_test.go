@@ -111,6 +111,7 @@ func TestProbeRefuses(t *testing.T) {
 
 func TestProbeFinds(t *testing.T) {
 	path, _ := script(t, fmt.Sprintf(says, "7.2.0"))
+	t.Chdir(filepath.Dir(path))
 	t.Setenv("PATH", filepath.Dir(path))
 	if info, err := New(Options{}).Probe(t.Context()); err == nil {
 		if info.Path != path {
@@ -123,7 +124,9 @@ func TestProbeFinds(t *testing.T) {
 	if _, err := New(Options{}).Probe(t.Context()); hintOf(err) != "apt install qemu-system-x86" {
 		t.Errorf("%v (hint %q)", err, hintOf(err))
 	}
-	t.Chdir(filepath.Dir(path))
+	if names, _ := filepath.Glob("*.json"); names != nil {
+		t.Errorf("remembered in the working directory: %v", names)
+	}
 	t.Setenv("PATH", ".")
 	if _, err := New(Options{}).Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "working directory") {
 		t.Errorf("got %v", err)

@@ -3,6 +3,7 @@
 package qemu_test
 
 import (
+	"os"
 	"os/exec"
 	"slices"
 	"testing"
@@ -10,15 +11,17 @@ import (
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/hypervisortest"
 	"github.com/vmcred/vmcred/hypervisor/qemu"
+	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
 )
 
-// TestSuite is the suite that every driver passes, with real QEMUs.
+// TestSuite is the suite that every driver passes, with real QEMUs. As root,
+// they run as a user without a name.
 func TestSuite(t *testing.T) {
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		t.Skip("SKIPPED: needs qemu-system-x86_64 (apt install qemu-system-x86)")
 	}
-	hypervisortest.Run(t, hypervisortest.Factory{
+	f := hypervisortest.Factory{
 		Driver: func(t *testing.T) hypervisor.Driver { return qemu.New(qemu.Options{CacheDir: t.TempDir()}) },
 		Spec: func(s *vm.Spec) {
 			s.Hypervisor = "qemu"
@@ -35,5 +38,9 @@ func TestSuite(t *testing.T) {
 			}
 			return out
 		},
-	})
+	}
+	if os.Geteuid() == 0 {
+		f.Identity = &launch.Identity{UID: 65531, GID: 65531}
+	}
+	hypervisortest.Run(t, f)
 }
