@@ -4,6 +4,7 @@ package cli
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -37,7 +38,11 @@ func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (func(*sec
 		if _, twice := pairs[id]; twice {
 			return nil, &usageError{c, fmt.Errorf("--load-credential names %s twice", id)}
 		}
-		pairs[id] = path
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return nil, err
+		}
+		pairs[id] = abs
 	}
 	files := make(map[string]string)
 	for _, cr := range spec.Credentials {
@@ -46,6 +51,13 @@ func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (func(*sec
 		}
 	}
 	dirs := []string{f.dir, a.getenv("CREDENTIALS_DIRECTORY")}
+	if f.dir != "" {
+		abs, err := filepath.Abs(f.dir)
+		if err != nil {
+			return nil, err
+		}
+		dirs[0] = abs
+	}
 	return func(arena *secret.Arena) (credential.Source, error) {
 		var sources []credential.Source
 		if len(pairs) > 0 {
