@@ -3,7 +3,6 @@
 package leak
 
 import (
-	"strconv"
 	"testing"
 
 	"github.com/vmcred/vmcred/secret"
@@ -30,5 +29,3 @@ func needles(t testing.TB, v []byte) *Needles {
 	t.Cleanup(func() { _ = n.Close() })
 	return n
 }
-
-func itoa(n int) string { return strconv.Itoa(n) }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/vmcred/vmcred/secret"
@@ -33,6 +34,9 @@ var kept any
 
 func keep(how string) error {
 	in := make([]byte, 44)
+	if how, ok := strings.CutPrefix(how, "write-"); ok {
+		return writeOut(how)
+	}
 	if how == "secret" {
 		v, err := secret.Make(44, func(b []byte) (int, error) { return io.ReadFull(os.Stdin, b) })
 		if err != nil {
@@ -54,6 +58,28 @@ func keep(how string) error {
 	_, err := io.Copy(io.Discard, os.Stdin)
 	fmt.Println(kept == nil)
 	return err
+}
+
+// writeOut writes a value from its locked pages to a file or a memfd.
+func writeOut(to string) error {
+	v, err := secret.Make(44, func(b []byte) (int, error) { return io.ReadFull(os.Stdin, b) })
+	if err != nil {
+		return err
+	}
+	rope := secret.Rope{{Text: "io.systemd.credential:A="}, {Secret: v}}
+	if to == "memfd" {
+		m, err := secret.NewMemfd("vmcred-test", rope)
+		if err != nil {
+			return err
+		}
+		return m.Release()
+	}
+	f, err := os.Create("leaked")
+	if err != nil {
+		return err
+	}
+	_, err = rope.WriteTo(f)
+	return errors.Join(err, f.Close())
 }
 
 func keeper(t *testing.T, how, value string) int {

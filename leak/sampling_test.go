@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -128,7 +129,7 @@ func TestProcesses(t *testing.T) {
 	t.Run("comm, cut by the kernel", func(t *testing.T) {
 		v := token()
 		c := child(t, nil, "sh", "-c", waits)
-		if err := os.WriteFile("/proc/"+itoa(c.Process.Pid)+"/comm", []byte(v), 0); err != nil {
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/comm", c.Process.Pid), []byte(v), 0); err != nil {
 			t.Skipf("needs a comm that can be written by others of the same user: %v", err)
 		}
 		s := search(t, v)
