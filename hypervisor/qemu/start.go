@@ -49,6 +49,9 @@ func (s *starter) start(ctx context.Context, d *Driver) error {
 	if err := s.open(); err != nil {
 		return err
 	}
+	if err := ctx.Err(); err != nil {
+		return err // release no value for a start that nobody wants any more
+	}
 	payload, err := s.l.Deliver(ctx)
 	if err != nil {
 		return err
