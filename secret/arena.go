@@ -15,7 +15,7 @@ import (
 const (
 	firstMapping = 64 << 10 // holds 200 values of usual size and their encodings
 	maxMapping   = 1 << 20  // mappings double up to this; a larger value gets one of its own
-	readStep     = 4 << 10  // first guess for a reader that does not say its size
+	readStep     = 4 << 10  // room for a value whose size is not known yet
 	align        = 16
 )
 
@@ -107,7 +107,7 @@ func (a *Arena) Read(r io.Reader, max int) (*Value, error) {
 	if max < 0 {
 		return nil, &TooLargeError{Max: max}
 	}
-	s, err := a.reserve(min(sizeHint(r), max) + 1)
+	s, err := a.reserve(min(readStep, max+1))
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +115,7 @@ func (a *Arena) Read(r io.Reader, max int) (*Value, error) {
 	n, err := 0, error(nil)
 	for err == nil && n <= max {
 		if n == s.n {
-			if s, err = a.enlarge(s, min(4*s.n, max+1)); err != nil {
+			if s, err = a.enlarge(s, min(nextSize(r, n), max+1)); err != nil {
 				break
 			}
 		}
@@ -148,17 +148,18 @@ func readSome(r io.Reader, p []byte) (int, error) {
 	return 0, io.ErrNoProgress
 }
 
-// sizeHint returns how many bytes r is likely to hold.
-func sizeHint(r io.Reader) int {
+// nextSize returns how many bytes to make room for after the first n: all of a
+// file that says its size, and one more to see its end.
+func nextSize(r io.Reader, n int) int {
 	f, ok := r.(interface{ Stat() (fs.FileInfo, error) })
 	if !ok {
-		return readStep
+		return 4 * n
 	}
 	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() || info.Size() <= 0 || info.Size() > maxMapping {
-		return readStep
+	if err != nil || info.Size() < int64(n) || info.Size() > maxMapping {
+		return 4 * n
 	}
-	return int(info.Size())
+	return int(info.Size()) + 1
 }
 
 // Base64 returns v in standard base64 with padding, encoded straight into the arena.

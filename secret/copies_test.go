@@ -4,6 +4,7 @@ package secret
 
 import (
 	"bufio"
+	"cmp"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -46,6 +47,7 @@ func subjects() map[string]func(*subject) error {
 		"clean": clean,
 		"mlock": clean,
 		"key":   cleanKey,
+		"limit": limited,
 		"control hash": func(s *subject) error {
 			h := sha256.New()
 			defer runtime.KeepAlive(h)
@@ -162,7 +164,12 @@ func cleanKey(s *subject) error {
 
 // address returns the mapping's first byte, for pages that can be read from outside.
 func (s *subject) address() string {
-	return fmt.Sprint(uint64(uintptr(unsafe.Pointer(&s.arena.maps[0].mem()[0]))))
+	return fmt.Sprint(addressOf(s.value))
+}
+
+// addressOf returns where the mapping of a value begins.
+func addressOf(v *Value) uint64 {
+	return uint64(uintptr(unsafe.Pointer(&v.s.m.mem()[0])))
 }
 
 func newLockedMapping(n int) (*mapping, error) {
@@ -174,7 +181,7 @@ func TestNoCopyStaysInMemory(t *testing.T) {
 	for _, name := range []string{"clean", "mlock", "key"} {
 		// Without the processor's extensions other code hashes and copies.
 		for _, cpu := range []string{"", "cpu.sha=off", "cpu.all=off"} {
-			t.Run(name+" "+cpu, func(t *testing.T) {
+			t.Run(name+" "+cmp.Or(cpu, "as is"), func(t *testing.T) {
 				runSubject(t, name, func(step string, found []string) {
 					if len(found) > 0 {
 						t.Errorf("%s: %d copies: %q", step, len(found), found)

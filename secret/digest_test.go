@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package secret
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"sync"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+func TestDigestIsHMAC(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		keyBytes := rapid.SliceOfN(rapid.Byte(), 1, 64).Draw(t, "key")
+		context := rapid.StringN(-1, -1, 200).Draw(t, "context")
+		value := rapid.SliceOfN(rapid.Byte(), 0, 300).Draw(t, "value")
+
+		h := hmac.New(sha256.New, keyBytes)
+		h.Write(binary.BigEndian.AppendUint64(nil, uint64(len(context))))
+		h.Write([]byte(context))
+		h.Write(value)
+
+		key, err := KeyFrom(keyBytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer key.Close()
+		v, err := Make(len(value), func(b []byte) (int, error) { return copy(b, value), nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.Wipe()
+		for range 2 { // the second time finds what the first left in the key's page
+			if got := v.Digest(key, context); got != Digest(h.Sum(nil)) {
+				t.Fatalf("%v, not %x", got, h.Sum(nil))
+			}
+		}
+	})
+}
+
+func TestKeys(t *testing.T) {
+	v := testValue(t, testArena(t), plain)
+	a, err := NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.Digest(a, "") == v.Digest(b, "") {
+		t.Error("two new keys are the same")
+	}
+	if v.Digest(a, "x") == v.Digest(a, "y") {
+		t.Error("the context does not matter")
+	}
+	want := v.Digest(a, "x")
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			if v.Digest(a, "x") != want {
+				t.Error("digests from several goroutines differ")
+			}
+		})
+	}
+	all.Wait()
+	if a.Close() != nil || a.Close() != nil || !v.Digest(a, "").IsZero() {
+		t.Error("a closed key still digests")
+	}
+	for _, n := range []int{0, 65} {
+		if _, err := KeyFrom(make([]byte, n)); err == nil {
+			t.Errorf("a key of %d bytes", n)
+		}
+	}
+	_ = b.Close()
+}
