@@ -64,11 +64,52 @@ func DropIn(spec *vm.Spec) ([]byte, error) {
 			return nil, err
 		}
 	}
-	if spec.StopTimeout > templateStop {
-		fmt.Fprintf(&b, "\n# Longer than the VM's stop-timeout, %s.\nTimeoutStopSec=%d\n",
-			spec.StopTimeout, int((spec.StopTimeout+stopGrace+time.Second-1)/time.Second))
+	if isOurs(spec) {
+		access(&b, spec)
+		if spec.StopTimeout > templateStop {
+			fmt.Fprintf(&b, "\n# Longer than the VM's stop-timeout, %s.\nTimeoutStopSec=%d\n",
+				spec.StopTimeout, int((spec.StopTimeout+stopGrace+time.Second-1)/time.Second))
+		}
 	}
 	return b.Bytes(), nil
+}
+
+// isOurs is true if the VM runs in an instance of our template.
+func isOurs(spec *vm.Spec) bool { return spec.Unit == "vmcred@"+spec.Name+".service" }
+
+// access opens what the template keeps shut: files the VM writes to outside of
+// /var/lib/vmcred, and disks that are devices.
+func access(b *bytes.Buffer, spec *vm.Spec) {
+	var lines []string
+	for _, d := range spec.Disks {
+		switch path := quote(d.Path); {
+		case strings.HasPrefix(d.Path, "/dev/") && d.ReadOnly:
+			lines = append(lines, "DeviceAllow="+path+" r")
+		case strings.HasPrefix(d.Path, "/dev/"):
+			lines = append(lines, "DeviceAllow="+path+" rw")
+		case !d.ReadOnly && !strings.HasPrefix(d.Path, templateWrites):
+			lines = append(lines, "ReadWritePaths="+quote("-"+d.Path))
+		}
+	}
+	if c := spec.Console; c.Mode == vm.ConsoleFile && !strings.HasPrefix(c.Path, templateWrites) {
+		lines = append(lines, "ReadWritePaths="+quote("-"+filepath.Dir(c.Path)))
+	}
+	if len(lines) > 0 {
+		fmt.Fprintf(b, "\n# What the VM writes to, and its devices.\n%s\n", strings.Join(lines, "\n"))
+	}
+}
+
+// templateWrites is where the template's own ReadWritePaths= leads.
+const templateWrites = "/var/lib/vmcred/"
+
+// quote writes one word of a list: settings that take several words unquote
+// them (systemd.syntax(7)), LoadCredential= does not.
+func quote(word string) string {
+	word = strings.ReplaceAll(word, "%", "%%")
+	if strings.Trim(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._@+:%-") == "" {
+		return word
+	}
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(word) + `"`
 }
 
 func header(b *bytes.Buffer, spec *vm.Spec) {
@@ -77,7 +118,7 @@ func header(b *bytes.Buffer, spec *vm.Spec) {
 	fmt.Fprintf(b, "#   mkdir -p %s\n", filepath.Dir(path))
 	fmt.Fprintf(b, "#   vmcred units %s > %s\n", spec.Name, path)
 	b.WriteString("#   systemctl daemon-reload\n")
-	if spec.Unit == "vmcred@"+spec.Name+".service" {
+	if isOurs(spec) {
 		b.WriteString("# The VM's own user, once; the second line where there is a group kvm:\n")
 		fmt.Fprintf(b, "#   %s\n", UserCommand(spec.Name))
 		fmt.Fprintf(b, "#   usermod --append --groups kvm %s\n", User(spec.Name))

@@ -25,6 +25,11 @@ func TestDropIn(t *testing.T) {
 		vm.Credential{Host: "host-license", Source: vm.Source{Kind: vm.SourceEncrypted, Path: "/etc/credstore.encrypted/license"}},
 	)
 	s.StopTimeout = 20 * time.Second
+	s.Console = vm.Console{Mode: vm.ConsoleFile, Path: "/var/log/vms/test-vm.log"}
+	s.Disks = []vm.Disk{
+		{Path: "/var/lib/vmcred/images/a.img"}, {Path: "/srv/b.img", ReadOnly: true},
+		{Path: `/srv/my "disk" 50%.img`}, {Path: "/dev/vg/lv"}, {Path: "/dev/sr0", ReadOnly: true},
+	}
 	got, err := DropIn(s)
 	if err != nil {
 		t.Fatal(err)
@@ -43,6 +48,12 @@ LoadCredential=host-db-password:/run/secrets/db 100%%
 # host-jwt-secret has no source in the VM's file. Give it one, here or in another drop-in:
 #LoadCredential=host-jwt-secret:/path/to/its/file
 LoadCredentialEncrypted=host-license:/etc/credstore.encrypted/license
+
+# What the VM writes to, and its devices.
+ReadWritePaths="-/srv/my \"disk\" 50%%.img"
+DeviceAllow=/dev/vg/lv rw
+DeviceAllow=/dev/sr0 r
+ReadWritePaths=-/var/log/vms
 
 # Longer than the VM's stop-timeout, 20s.
 TimeoutStopSec=50

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package unit
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmcred/vmcred/config"
+	"github.com/vmcred/vmcred/vm"
+)
+
+const template = "../systemd/vmcred@.service"
+
+// settings reads the template: key → its values in order.
+func settings(t *testing.T) map[string][]string {
+	t.Helper()
+	text, err := os.ReadFile(template)
+	if err != nil {
+		t.Fatal(err)
+	}
+	as, problems := Parse(template, text)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	out := map[string][]string{}
+	for _, a := range as {
+		out[a.Key] = append(out[a.Key], a.Value)
+	}
+	return out
+}
+
+// TestTemplate holds what the runner and the facts about systemd depend on.
+func TestTemplate(t *testing.T) {
+	have := settings(t)
+	for key, want := range map[string]string{
+		"Type": "notify", "NotifyAccess": "main", "User": "vmcred-%i", "ExecStart": "@BINDIR@/vmcred run %i",
+		"RuntimeDirectory": "vmcred/%i", "RuntimeDirectoryMode": "0700", "Restart": "on-failure",
+		"RestartForceExitStatus": "133", "RestartPreventExitStatus": "78 243", "KillMode": "mixed",
+		"MemorySwapMax": "0", "LimitCORE": "1", "CapabilityBoundingSet": "", "Environment": "XDG_CONFIG_HOME=/etc",
+		"ReadWritePaths": "-" + strings.TrimSuffix(templateWrites, "/"),
+	} {
+		if got := have[key]; len(got) != 1 || got[0] != want {
+			t.Errorf("%s=%q, want %q", key, got, want)
+		}
+	}
+	stop, err := time.ParseDuration(strings.Join(have["TimeoutStopSec"], "") + "s")
+	if err != nil || stop != templateStop+stopGrace || templateStop != config.DefaultStopTimeout {
+		t.Errorf("TimeoutStopSec=%v does not fit stop-timeout's default, %v", have["TimeoutStopSec"], config.DefaultStopTimeout)
+	}
+	for _, never := range []string{"MemoryDenyWriteExecute", "DynamicUser", "PrivateDevices", "PrivateNetwork", "SupplementaryGroups", "LoadCredential"} {
+		if _, is := have[never]; is {
+			t.Errorf("%s= is set: emulation, taps, /dev/kvm or a host without the group would fail", never)
+		}
+	}
+	filter := strings.Fields(strings.Join(have["SystemCallFilter"], " "))
+	for _, call := range []string{"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "memfd_secret", "seccomp"} {
+		if !slices.Contains(filter, call) {
+			t.Errorf("SystemCallFilter= lacks %s", call)
+		}
+	}
+	if p := "/etc/" + "vmcred/vms"; p != config.SystemDir {
+		t.Errorf("XDG_CONFIG_HOME=/etc leads to %s, and VMs are in %s", p, config.SystemDir)
+	}
+}
+
+// awkward is a VM whose names and paths need every kind of escape.
+func awkward() *vm.Spec {
+	s := &vm.Spec{Name: "x", Unit: "vmcred@x.service", StopTimeout: time.Minute}
+	for _, host := range []string{"a", ` b'c"d `, `e\f%g`, "%i"} {
+		for _, kind := range []vm.SourceKind{vm.SourceFile, vm.SourceEncrypted, vm.SourceUnit} {
+			s.Credentials = append(s.Credentials, vm.Credential{
+				Host: host + string(kind[:1]), Source: vm.Source{Kind: kind, Path: `/run/my "secrets"/a:b 100%\x`},
+			})
+		}
+	}
+	s.Disks = []vm.Disk{{Path: `/srv/my "disk" 50%\n.img`}, {Path: "/dev/vg/l v"}}
+	return s
+}
+
+// instance installs the template and a VM's drop-in below a directory.
+func instance(t *testing.T) string {
+	t.Helper()
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		t.Skip("SKIPPED, the unit was not verified: needs systemd-analyze (package systemd)")
+	}
+	dir := t.TempDir()
+	text, err := os.ReadFile(template)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(name, text string, mode os.FileMode) {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("vmcred", "#!/bin/sh\n", 0o755)
+	put("vmcred@.service", strings.ReplaceAll(string(text), "@BINDIR@", dir), 0o644)
+	drop, err := DropIn(awkward())
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("vmcred@x.service.d/vmcred.conf", string(drop), 0o644)
+	return filepath.Join(dir, "vmcred@x.service")
+}
+
+func TestTemplateVerifies(t *testing.T) {
+	path := instance(t)
+	out, err := exec.Command("systemd-analyze", "verify", "--man=no", path).CombinedOutput()
+	// What systemd cannot read it names and ignores, with status 0.
+	if err != nil || len(out) > 0 {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+}
+
+// TestTemplateExposure keeps the unit shut: at most 2.0 of 10.
+func TestTemplateExposure(t *testing.T) {
+	path := instance(t)
+	text, err := os.ReadFile(filepath.Join(filepath.Dir(path), "vmcred@.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, text, 0o644); err != nil { // --offline takes no instance of a template on systemd 252
+		t.Fatal(err)
+	}
+	out, err := exec.Command("systemd-analyze", "security", "--offline=yes", "--threshold=20", "--no-pager", path).CombinedOutput()
+	if err != nil {
+		t.Errorf("systemd-analyze security: %v\n%s", err, out)
+	}
+}
