@@ -37,8 +37,8 @@ func Parse(path string, data []byte) ([]Assignment, vm.Problems) {
 		p.line++
 		p.feed(string(line))
 	}
-	if p.joined != "" {
-		p.statement(p.joined)
+	if len(p.joined) > 0 {
+		p.statement(string(p.joined))
 	}
 	return p.out, p.problems
 }
@@ -62,7 +62,7 @@ type parser struct {
 	start    int // where the statement begins
 	section  string
 	ignored  bool   // in a section that has no proper header
-	joined   string // the lines so far of a statement that goes on
+	joined   []byte // the lines so far of a statement that goes on
 	out      []Assignment
 	problems vm.Problems
 }
@@ -72,22 +72,20 @@ func (p *parser) feed(line string) {
 	if t := strings.TrimLeft(line, whitespace); t != "" && strings.ContainsRune("#;", rune(t[0])) {
 		return
 	}
-	if p.joined == "" {
+	if len(p.joined) == 0 {
 		p.start = p.line
 	}
 	if len(p.joined)+len(line) > maxLine {
 		p.warn("a line longer than 1 MiB")
-		p.joined = ""
+		p.joined = p.joined[:0]
 		return
 	}
-	p.joined += line
-	if goesOn(p.joined) {
-		p.joined = p.joined[:len(p.joined)-1] + " "
+	if goesOn(line) {
+		p.joined = append(append(p.joined, line[:len(line)-1]...), ' ')
 		return
 	}
-	s := p.joined
-	p.joined = ""
-	p.statement(s)
+	p.statement(string(p.joined) + line)
+	p.joined = p.joined[:0]
 }
 
 // goesOn is true if the last character is a backslash that no other escapes.

@@ -3,7 +3,6 @@
 package unit
 
 import (
-	"slices"
 	"strings"
 
 	"github.com/vmcred/vmcred/vm"
@@ -107,7 +106,7 @@ func literals(s string) []string {
 // before; a later LoadCredential= of the same ID replaces the earlier one.
 func Requests(name string, as []Assignment) []Request {
 	var loads, imports []Request
-	set := map[string]bool{}
+	set, at := map[string]bool{}, map[string]int{}
 	section := execSection(name)
 	for _, a := range as {
 		if a.Section != section {
@@ -117,8 +116,13 @@ func Requests(name string, as []Assignment) []Request {
 		case "LoadCredential", "LoadCredentialEncrypted":
 			if a.Value == "" {
 				loads = nil
+				clear(at)
 			} else if r, ok := loadRequest(name, a); ok {
-				loads = slices.DeleteFunc(loads, func(o Request) bool { return o.ID == r.ID })
+				if i, again := at[r.ID]; again {
+					loads[i] = r
+					continue
+				}
+				at[r.ID] = len(loads)
 				loads = append(loads, r)
 			}
 		case "ImportCredential":
