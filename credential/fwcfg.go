@@ -22,10 +22,10 @@ func FwCfgName(guest string) (string, error) {
 		return "", err
 	}
 	if len(guest) > FwCfgNameMax {
-		return "", &NameError{guest, fmt.Sprintf("has %d characters and a fw_cfg key has room for %d", len(guest), FwCfgNameMax)}
+		return "", &NameError{guest, fmt.Sprintf("has %d characters and a fw_cfg key has room for %d", len(guest), FwCfgNameMax), "fw_cfg"}
 	}
 	if guest[0] == '.' {
-		return "", &NameError{guest, `begins with ".", and systemd skips such a name in fw_cfg`}
+		return "", &NameError{guest, `begins with ".", and systemd skips such a name in fw_cfg`, "fw_cfg"}
 	}
 	return fwCfgPrefix + guest, nil
 }

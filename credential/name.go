@@ -40,10 +40,12 @@ const NotifySocket = "vmm.notify_socket"
 // Pages returns the pages that a value of n bytes takes up in the guest.
 func Pages(n int) int { return (n + PageSize - 1) / PageSize }
 
-// NameError is a name that systemd does not take for a credential.
+// NameError is a name that systemd does not take for a credential, at all or by
+// one channel.
 type NameError struct {
 	Name   string
-	Reason string // "is empty", "holds a \"/\"", …
+	Reason string // "is empty", "holds a '/'", …
+	By     string // the channel, "fw_cfg"; empty: systemd never takes it
 }
 
 // Error returns the name, quoted, and what is wrong with it.
@@ -51,6 +53,9 @@ func (e *NameError) Error() string {
 	name := e.Name
 	if len(name) > 64 {
 		name = name[:61] + "..."
+	}
+	if e.By != "" {
+		return fmt.Sprintf("%q cannot go by %s: it %s", name, e.By, e.Reason)
 	}
 	return fmt.Sprintf("%q is no credential name: it %s", name, e.Reason)
 }
@@ -67,20 +72,20 @@ func (e *NameError) Hint() string {
 func CheckName(name string) error {
 	switch {
 	case name == "":
-		return &NameError{name, "is empty"}
+		return &NameError{Name: name, Reason: "is empty"}
 	case name == "." || name == "..":
-		return &NameError{name, "is a directory"}
+		return &NameError{Name: name, Reason: "is a directory"}
 	case len(name) > MaxName:
-		return &NameError{name, fmt.Sprintf("has %d characters and %d is the most", len(name), MaxName)}
+		return &NameError{Name: name, Reason: fmt.Sprintf("has %d characters and %d is the most", len(name), MaxName)}
 	}
 	for i := 0; i < len(name); i++ {
 		switch c := name[i]; {
 		case c == '/' || c == ':':
-			return &NameError{name, fmt.Sprintf("holds a %q", c)}
+			return &NameError{Name: name, Reason: fmt.Sprintf("holds a %q", c)}
 		case c < ' ' || c == 127:
-			return &NameError{name, "holds a control character"}
+			return &NameError{Name: name, Reason: "holds a control character"}
 		case c > 127:
-			return &NameError{name, "holds a character that is not ASCII"}
+			return &NameError{Name: name, Reason: "holds a character that is not ASCII"}
 		}
 	}
 	return nil

@@ -26,7 +26,7 @@ func TestCheckName(t *testing.T) {
 	bad := map[string]string{
 		"": "is empty", ".": "directory", "..": "directory", "a/b": `holds a '/'`, "/": `holds a '/'`,
 		"a:b": `holds a ':'`, "a\nb": "control", "\x00": "control", "a\x7f": "control",
-		"ä": "not ASCII", "\xff": "not ASCII", strings.Repeat("x", 256): "256 characters and 255",
+		"ä": "not ASCII", "\x80": "not ASCII", "\xff": "not ASCII", strings.Repeat("x", 256): "256 characters and 255",
 	}
 	for n, want := range bad {
 		err := credential.CheckName(n)

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/vmcred/vmcred/credential"
+	"github.com/vmcred/vmcred/internal/testguest"
 	"github.com/vmcred/vmcred/secret"
 )
 
@@ -151,6 +152,36 @@ func TestSetRefusesOEMStringsThatAreLost(t *testing.T) {
 	if m := s.Metas()[3]; m.Guest != "A" || m.Kind != credential.OEMString {
 		t.Errorf("%+v", m)
 	}
+}
+
+// An OEM string is taken exactly if nothing of it is lost in the guest.
+func FuzzOEMString(f *testing.F) {
+	for _, s := range []string{
+		"", "x", "a\x00b", "\x00\x000", "io.systemd.credential:A=b", "io.systemd.credential:A", "io.systemd.credential:a/b=c",
+		"io.systemd.credential.binary:A=QQ==", "io.systemd.credential.binary:A=QR==", "io.systemd.credential.binary:A=Q Q\n==",
+		"io.systemd.credential.binary:A=QQ", "io.systemd.credential.binary:=", "io.systemd.credential", "io.systemd.credential.binary:A=",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, in string) {
+		if len(in) > credential.MaxValue {
+			return
+		}
+		s := credential.NewSet()
+		err := s.AddOEMString(in)
+		raw := append(append([]byte{11, 5, 0, 0, 1}, in...), 0, 0)
+		got := testguest.Guest{Systemd: 257}.Boot([][]byte{raw}, nil)
+		whole := len(got.Complaints) == 0 && slices.Equal(got.Strings, []string{in})
+		if whole != (err == nil) {
+			t.Fatalf("%q: %v, the guest: %q %q", in, err, got.Strings, got.Complaints)
+		}
+		if err != nil {
+			return
+		}
+		if _, is := got.Credentials[s.Metas()[0].Guest]; is != (s.Metas()[0].Guest != "") || len(got.Credentials) > 1 {
+			t.Fatalf("%q is %q, the guest has %d", in, s.Metas()[0].Guest, len(got.Credentials))
+		}
+	})
 }
 
 func TestSetClosesItsValues(t *testing.T) {

@@ -127,7 +127,7 @@ func CheckSMBIOSName(guest string) error {
 		return err
 	}
 	if strings.Contains(guest, "=") {
-		return &NameError{guest, `holds a "=", which ends the name in an SMBIOS string`}
+		return &NameError{guest, `holds a "=", which ends the name in an SMBIOS string`, "SMBIOS"}
 	}
 	return nil
 }
@@ -150,10 +150,21 @@ func parseOEMString(s string) (name string, ok bool, err error) {
 	if err := CheckName(name); err != nil {
 		return "", true, err
 	}
-	if !text {
-		if _, err := base64.StdEncoding.DecodeString(value); err != nil {
-			return "", true, errors.New("its value is not base64")
-		}
+	if !text && !isBase64(value) {
+		return "", true, errors.New("its value is not base64")
 	}
 	return name, true, nil
+}
+
+// isBase64 is as strict as unbase64mem() in systemd's src/basic/hexdecoct.c:
+// padded, no bits left over, white space anywhere.
+func isBase64(s string) bool {
+	s = strings.Map(func(r rune) rune {
+		if strings.ContainsRune(" \t\n\r", r) {
+			return -1
+		}
+		return r
+	}, s)
+	_, err := base64.StdEncoding.Strict().DecodeString(s)
+	return err == nil
 }

@@ -3,6 +3,7 @@
 package delivery
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/vmcred/vmcred/credential"
@@ -28,7 +29,7 @@ func (f *fwCfg) never(m credential.Meta) *reason {
 		return &reason{"carries no OEM strings", oemHint}
 	}
 	if _, err := credential.FwCfgName(m.Guest); err != nil {
-		return &reason{err.Error(), nameHint(m, credential.FwCfgNameMax)}
+		return &reason{nameReason(err), nameHint(m, credential.FwCfgNameMax)}
 	}
 	if why := neverCommon(f.o, m); why != nil {
 		return why
@@ -66,6 +67,15 @@ func neverCommon(o Offer, m credential.Meta) *reason {
 		return &reason{fmt.Sprintf("takes %d bytes for one value", o.ItemMax), splitHint}
 	}
 	return nil
+}
+
+// nameReason says what is wrong with a name, which the refusal has named already.
+func nameReason(err error) string {
+	var ne *credential.NameError
+	if errors.As(err, &ne) {
+		return "the guest name " + ne.Reason
+	}
+	return err.Error()
 }
 
 func nameHint(m credential.Meta, most int) string {

@@ -74,7 +74,7 @@ func (s *smbios) never(m credential.Meta) *reason {
 			return &reason{"carries no OEM strings here", oemHint}
 		}
 	} else if err := credential.CheckSMBIOSName(m.Guest); err != nil {
-		return &reason{err.Error(), "choose a guest name without \"=\" with \"as:\""}
+		return &reason{nameReason(err), "choose a guest name without \"=\" with \"as:\""}
 	}
 	if why := neverCommon(s.o, m); why != nil {
 		return why
@@ -83,11 +83,11 @@ func (s *smbios) never(m credential.Meta) *reason {
 	switch {
 	case n > s.singleMax && s.guest.Systemd < WholeStructures:
 		return &reason{
-			fmt.Sprintf("takes a structure of %d bytes, and systemd %d reads %d", n, s.guest.Systemd, s.singleMax),
+			fmt.Sprintf("takes a structure of %d bytes, and systemd %d reads %d bytes of one", n, s.guest.Systemd, s.singleMax),
 			fmt.Sprintf("use a guest with systemd %d or newer and say so with \"guest: {systemd: %d}\"", WholeStructures, WholeStructures),
 		}
 	case n > s.singleMax:
-		return &reason{fmt.Sprintf("takes a structure of %d bytes, and systemd %d reads %d", n, s.guest.Systemd, s.singleMax), splitHint}
+		return &reason{fmt.Sprintf("takes a structure of %d bytes, and systemd %d reads %d bytes of one", n, s.guest.Systemd, s.singleMax), splitHint}
 	case s.o.TotalMax > 0 && n > s.o.TotalMax:
 		return &reason{fmt.Sprintf("takes %d bytes and has room for %d%s", n, s.o.TotalMax, whose(s.o)), splitHint}
 	}

@@ -63,6 +63,10 @@ func (im *importer) walk(table []byte) [][]byte {
 	handles := map[uint16]bool{}
 	for p := 0; p+4 <= len(table); {
 		end := p + int(table[p+1])
+		if end < p+4 {
+			im.complain("structure at %d is shorter than a header", p)
+			return out
+		}
 		for end+1 < len(table) && (table[end] != 0 || table[end+1] != 0) {
 			end++
 		}
@@ -203,8 +207,11 @@ func ValidName(s string) bool {
 }
 
 // unbase64 is unbase64mem(): blocks of four, padding only at the very end, no
-// bits left over.
+// bits left over, white space skipped.
 func unbase64(in []byte) ([]byte, bool) {
+	for _, space := range []string{" ", "\t", "\n", "\r"} {
+		in = bytes.ReplaceAll(in, []byte(space), nil)
+	}
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 	if len(in)%4 != 0 {
 		return nil, false

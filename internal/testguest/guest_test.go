@@ -33,6 +33,8 @@ func TestModelSeesWhatIsLost(t *testing.T) {
 		{"binary", 252, [][]byte{raw(0, "io.systemd.credential.binary:A=AAE=")}, nil, map[string]string{"A": "\x00\x01"}, true},
 		{"empty binary", 252, [][]byte{raw(0, "io.systemd.credential.binary:A=")}, nil, map[string]string{"A": ""}, true},
 		{"bad base64", 252, [][]byte{raw(0, "io.systemd.credential.binary:A=AAE")}, nil, map[string]string{}, false},
+		{"bits left over", 252, [][]byte{raw(0, "io.systemd.credential.binary:A=AAF=")}, nil, map[string]string{}, false},
+		{"white space", 252, [][]byte{raw(0, "io.systemd.credential.binary:A=\nAA E=\t")}, nil, map[string]string{"A": "\x00\x01"}, true},
 		{"cut", 256, [][]byte{raw(0, long)}, nil, map[string]string{"A": strings.Repeat("x", 4096-5-24)}, false},
 		{"whole", 257, [][]byte{raw(0, long)}, nil, map[string]string{"A": strings.Repeat("x", 5000)}, true},
 		{"empty string ends", 252, [][]byte{raw(0, "x", "", "io.systemd.credential:A=b")}, nil, map[string]string{}, false},
