@@ -71,16 +71,16 @@ func (s *Search) journal(ctx context.Context, c *exec.Cmd) error {
 	serr = errors.Join(serr, stream.end())
 	_ = out.Close() // so that the command ends if we stopped early
 	if err := c.Wait(); err != nil && serr == nil && ctx.Err() == nil {
-		s.skip("journal", "journalctl: "+s.needles.redact(firstLine(text.String(), err)), "")
+		s.skip("journal", "journalctl: "+s.needles.redact(firstLine(text.String(), err.Error())), "")
 	}
 	return errors.Join(serr, ctx.Err())
 }
 
-// firstLine is the first line of what a command said, or its error.
-func firstLine(text string, err error) string {
+// firstLine is the first line of what a command said, or else.
+func firstLine(text, or string) string {
 	line, _, _ := strings.Cut(strings.TrimSpace(text), "\n")
 	if line == "" {
-		return err.Error()
+		return or
 	}
 	return line
 }

@@ -119,7 +119,7 @@ func parseMapping(line string) (mapping, bool) {
 	var mp mapping
 	var perms, offset, dev, inode string
 	n, err := fmt.Sscanf(line, "%x-%x %s %s %s %s", &mp.from, &mp.to, &perms, &offset, &dev, &inode)
-	if n < 6 || err != nil || !strings.HasPrefix(perms, "r") {
+	if n < 6 || err != nil || !strings.HasPrefix(perms, "r") || mp.to <= mp.from {
 		return mp, false
 	}
 	if fields := strings.SplitN(line, " ", 6); len(fields) == 6 {

@@ -13,8 +13,10 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vmcred/vmcred/secret"
+	"go.uber.org/goleak"
 )
 
 // TestMain is also the program whose memory is searched: it reads a value from
@@ -27,15 +29,18 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 var kept any
 
 func keep(how string) error {
 	in := make([]byte, 44)
-	if how, ok := strings.CutPrefix(how, "write-"); ok {
-		return writeOut(how)
+	if to, ok := strings.CutPrefix(how, "write-"); ok {
+		return writeOut(to)
+	}
+	if how == "search" {
+		return searcher()
 	}
 	if how == "secret" {
 		v, err := secret.Make(44, func(b []byte) (int, error) { return io.ReadFull(os.Stdin, b) })
@@ -82,10 +87,54 @@ func writeOut(to string) error {
 	return errors.Join(err, f.Close())
 }
 
+// searcher searches for a value everywhere, finds it, and then waits.
+func searcher() error {
+	v, err := secret.Make(44, func(b []byte) (int, error) { return io.ReadFull(os.Stdin, b) })
+	if err != nil {
+		return err
+	}
+	n, err := NewNeedles(Needle{Name: "token", Value: v})
+	if err != nil {
+		return err
+	}
+	s, ctx, dir := New(n), context.Background(), os.Getenv("LEAK_TEST_DIR")
+	_, serr := s.Strace(ctx, Trace{Argv: []string{"sh", "-c", `read -r v <secret; echo "$v" >written; cat secret`}, Dir: dir})
+	m, merr := s.Memory(ctx, os.Getppid())
+	_, werr := s.Watch(ctx, time.Millisecond, func() error { return nil })
+	err = errors.Join(serr, merr, werr, s.Processes(ctx), s.Descriptors(ctx), s.KernelLog(ctx),
+		s.Files(ctx, Files{Roots: []string{dir}}))
+	if r := s.Report(); err == nil && (r.Places < 3 || m.Total() == 0) {
+		err = fmt.Errorf("too little found: %+v", r)
+	}
+	kept = n
+	fmt.Println("ready")
+	if err == nil {
+		_, err = io.Copy(io.Discard, os.Stdin)
+	}
+	return err
+}
+
+// A searcher that holds what it searches for would be found by the next search.
+func TestTheSearcherItselfHoldsNoValue(t *testing.T) {
+	v, dir := token(), t.TempDir()
+	if err := file("secret", v+"\n")(dir); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("LEAK_TEST_DIR", dir)
+	s := search(t, v)
+	m, err := s.Memory(context.Background(), keeper(t, "search", v))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Total() != 0 || m.Bytes < 1<<20 {
+		t.Errorf("%+v", m)
+	}
+}
+
 func keeper(t *testing.T, how, value string) int {
 	t.Helper()
 	c := exec.Command("/proc/self/exe")
-	c.Env = []string{"LEAK_TEST_KEEP=" + how}
+	c.Env = append(os.Environ(), "LEAK_TEST_KEEP="+how)
 	in, err := c.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -10,7 +10,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -127,11 +126,11 @@ func TestProcesses(t *testing.T) {
 		}
 	})
 	t.Run("comm, cut by the kernel", func(t *testing.T) {
-		v := token()
-		c := child(t, nil, "sh", "-c", waits)
-		if err := os.WriteFile(fmt.Sprintf("/proc/%d/comm", c.Process.Pid), []byte(v), 0); err != nil {
-			t.Skipf("needs a comm that can be written by others of the same user: %v", err)
+		v, dir := token(), t.TempDir()
+		if err := file("secret", v+"\n")(dir); err != nil {
+			t.Fatal(err)
 		}
+		child(t, nil, "sh", "-c", `read -r v <"$1"; printf %s "$v" >/proc/$$/comm; `+waits, "sh", dir+"/secret")
 		s := search(t, v)
 		if err := s.Processes(ctx); err != nil {
 			t.Fatal(err)
@@ -158,9 +157,14 @@ func TestWatch(t *testing.T) {
 	v := token()
 	s := search(t, v)
 	boom := errors.New("boom")
-	w, err := s.Watch(context.Background(), time.Millisecond, func() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	w, err := s.Watch(ctx, time.Millisecond, func() error {
 		c := child(t, nil, "sh", "-c", waits, "x", v)
 		for s.Report().Places == 0 { // the watch itself is what must see it
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
 		}
 		return errors.Join(c.Process.Kill(), boom)
 	})
@@ -279,6 +283,47 @@ func TestMeantPlacesAreReportedApart(t *testing.T) {
 	r := s.Report()
 	if r.Places != 1 || len(r.Meant) != 1 || r.Meant[0].Meant != "credentials directory" {
 		t.Errorf("%s", reportText(t, r))
+	}
+}
+
+func TestJournal(t *testing.T) {
+	v, dir := token(), t.TempDir()
+	entry := "__CURSOR=s=1\n_SYSTEMD_UNIT=x.service\nMESSAGE\n" + "\x2e\x00\x00\x00\x00\x00\x00\x00" + "a\n" + v + "\n\n"
+	if err := file("export", strings.Repeat("MESSAGE=x\n\n", 50000)+entry)(dir); err != nil {
+		t.Fatal(err)
+	}
+	s := search(t, v)
+	if err := s.journal(context.Background(), exec.Command("cat", dir+"/export")); err != nil {
+		t.Fatal(err)
+	}
+	want(t, s, v, Journal, "plain")
+	if r := s.Report(); r.Searched.Journal < 500000 || len(r.NotSearched) != 0 {
+		t.Errorf("%+v", r)
+	}
+	s = search(t, v)
+	if err := s.journal(context.Background(), exec.Command("sh", "-c", "echo no permission: "+v+" >&2; exit 1")); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.Report(); len(r.NotSearched) != 1 || r.NotSearched[0].Why != "journalctl: no permission: <token>" {
+		t.Errorf("%+v", r.NotSearched)
+	}
+	if err := s.Journal(context.Background(), time.Now()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestKernelLog(t *testing.T) {
+	v := token()
+	// The kernel shows a record only when its line has ended.
+	if err := os.WriteFile("/dev/kmsg", []byte("<7>leak test: "+v+"\n"), 0); err != nil {
+		t.Skipf("SKIPPED: needs to write to the kernel's log: %v", err)
+	}
+	s := search(t, v)
+	if err := s.KernelLog(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if f := want(t, s, v, KernelLog, "plain"); f.Place.Detail == "record ?" {
+		t.Errorf("%+v", f)
 	}
 }
 

@@ -132,25 +132,23 @@ func byPlace(a, b Finding) int {
 }
 
 // redact replaces every form of every needle in a text by the needle's name.
-func (n *Needles) redact(text string) string {
-	if len(text) < windowLen {
-		return text
+func (n *Needles) redact(text string) string { return n.redactBytes([]byte(text)) }
+
+// redactBytes makes a text that holds no value of bytes that may.
+func (n *Needles) redactBytes(b []byte) string {
+	if len(b) < windowLen {
+		return string(b)
 	}
 	type span struct {
 		from, to int
 		needle   string
 	}
 	var spans []span
-	b := []byte(text)
-	defer clear(b)
 	err := n.all(b, func(f *form, from, to int64) {
 		spans = append(spans, span{int(from), int(to), f.needle})
 	})
 	if err != nil { // closed: nothing can be compared any more
 		return "(redacted)"
-	}
-	if len(spans) == 0 {
-		return text
 	}
 	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.from, b.from) })
 	var out strings.Builder

@@ -19,7 +19,7 @@ import (
 
 // Trace is a command to run under strace.
 type Trace struct {
-	Argv       []string // Argv[0] is looked up in $PATH unless it has a "/"
+	Argv       []string // Argv[0] is looked up in Env's PATH unless it has a "/"
 	Env        []string // nil: this process's own
 	Dir        string
 	Stdin      io.Reader
@@ -64,6 +64,10 @@ const maxString = 16 << 20
 // memfd_secret(2) pages, are a finding named [Unreadable], with the form
 // "unreadable": whether they are meant is for a [Meant] to say.
 //
+// The command runs with no_new_privs, which strace's seccomp filter needs. To
+// trace a command that makes itself undumpable, be root. What other processes
+// do for the command, such as a service manager, is not in the trace.
+//
 // The command's own failure is no error: see Traced.ExitCode. When ctx ends,
 // the command's process group is killed.
 func (s *Search) Strace(ctx context.Context, t Trace) (Traced, error) {
@@ -82,7 +86,7 @@ func (s *Search) Strace(ctx context.Context, t Trace) (Traced, error) {
 	defer closeOurs()
 	args := []string{"-f", "-q", "-xx", "-v", "-s", strconv.Itoa(maxString), "--decode-fds=path,socket,dev", "--seccomp-bpf",
 		"-e", "trace=" + tracedCalls(), "-o", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), w.Fd()), "--"}
-	var said tail
+	var said head
 	c := exec.CommandContext(ctx, path, append(args, t.Argv...)...)
 	c.Env, c.Dir, c.Stdin, c.Stdout, c.Stderr, c.ExtraFiles = t.Env, t.Dir, t.Stdin, t.Stdout, &said, t.ExtraFiles
 	if t.Stderr != nil {
@@ -111,20 +115,20 @@ func (s *Search) Strace(ctx context.Context, t Trace) (Traced, error) {
 	case ctx.Err() != nil:
 		err = errors.Join(err, ctx.Err())
 	case err == nil && tr.count.Execs == 0:
-		err = &NoStraceError{fmt.Errorf("nothing was traced: %s", s.needles.redact(firstLine(said.String(), werr)))}
+		err = &NoStraceError{fmt.Errorf("nothing was traced: %s", s.needles.redact(firstLine(said.String(), "it said nothing here")))}
 	case err == nil && werr != nil && !errors.As(werr, &exit):
 		err = fmt.Errorf("strace: %w", werr)
 	}
 	return out, err
 }
 
-// tail keeps the first bytes of what a command says.
-type tail struct{ bytes.Buffer }
+// head keeps the first bytes of what a command says.
+type head struct{ bytes.Buffer }
 
 // Write never fails.
-func (t *tail) Write(p []byte) (int, error) {
-	if room := 4096 - t.Len(); room > 0 {
-		_, _ = t.Buffer.Write(p[:min(room, len(p))])
+func (h *head) Write(p []byte) (int, error) {
+	if room := 4096 - h.Len(); room > 0 {
+		_, _ = h.Buffer.Write(p[:min(room, len(p))])
 	}
 	return len(p), nil
 }

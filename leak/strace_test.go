@@ -5,7 +5,6 @@ package leak
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"errors"
 	"os"
 	"os/exec"
@@ -13,8 +12,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // trace runs a shell script under strace with a value in the file $SECRET,
@@ -203,65 +200,3 @@ func TestStraceErrors(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
-
-func TestParseLine(t *testing.T) {
-	for line, want := range map[string]string{
-		`12 write(1<\x2f\x78>, "\x61", 1) = 1`:                                          `12 call write "1" descriptor "a" word 1`,
-		`12 write(1<UNIX-STREAM:[1->2,"\x2f"]>, "\x61"..., 9 <unfinished ...>`:          ``,
-		`12 <... write resumed>)             = 1`:                                       ``,
-		`12 +++ superseded by execve in pid 7 +++`:                                      ``,
-		`12 --- SIGCHLD {si_signo=SIGCHLD, si_utime=0 /* 0.01 s */} ---`:                ``,
-		`12 write(1<\x2f\x78>, "\x61", 1) = ?`:                                          ``,
-		`12 execve("\x2f", ["\x61"], ["\x62"]) = -1 ENOENT (No such file)`:              ``,
-		`12 clone3({flags=CLONE_VM, stack=0x7f} => {parent_tid=[3]}, 88) = 3`:           ``,
-		`12 sendmsg(5<TCPv6:[[::1]:1->[::1]:2]>, {msg_iov=[{iov_base="\x78"}]}, 0) = 1`: ``,
-	} {
-		_ = want
-		if l := parseLine([]byte(line)); l.kind == lineUnknown || l.pid != 12 {
-			t.Errorf("%s: %+v", line, l)
-		}
-	}
-	for _, line := range []string{"", "12", "12 ", "write(1) = 1", "strace: Process 1 attached", `12 write(1<\x2f>, "\x61`, `12 ???(`, "12 write(1, 2)", `12 <... write resumed`, "-3 fork() = 1", "12 +++ exi"} {
-		if l := parseLine([]byte(line)); l.kind != lineUnknown {
-			t.Errorf("%q is not unknown: %+v", line, l)
-		}
-	}
-}
-
-func FuzzTraceLine(f *testing.F) {
-	for _, line := range []string{
-		`1 write(1<\x2f\x78>(deleted), "\x61\x62"..., 10) = 10`,
-		`1 execve("\x2f", ["\x61", "\x62"], ["\x41=\x62"]) = 0`,
-		`1 sendmsg(5<UNIX-STREAM:[1->2]>, {msg_iov=[{iov_base="\x78", iov_len=1}, {iov_base=0x7f00, iov_len=4}], msg_controllen=0}, 0) = 3`,
-		`1 <... execve resumed>) = 0`, `1 vfork( <unfinished ...>`, `1 +++ exited with 0 +++`,
-		`1 write(1</\x2f<char 1:3>>, "\x61", 1) = 1`, `1 mmap(NULL, 4096, PROT_WRITE, MAP_SHARED, 3<\x2f>, 0) = 0x7f`,
-	} {
-		f.Add([]byte(line))
-	}
-	v := []byte("correct horse battery staple")
-	s := New(needles(f, v))
-	f.Fuzz(func(t *testing.T, line []byte) {
-		tr := newTracer(s)
-		if err := tr.line(bytes.Clone(line)); err != nil {
-			t.Fatal(err)
-		}
-		// A string among the arguments is searched, whatever stands around it.
-		if l := parseLine(line); l.kind == lineCall && len(l.args) == 0 {
-			before := s.Report().Places
-			whole := append(bytes.Clone(line[:bytes.IndexByte(line, '(')+1]), `7<\x2f`+base64.RawURLEncoding.EncodeToString(line)+`>, "`...)
-			for _, c := range v {
-				whole = append(whole, '\\', 'x', digitsLower[c>>4], digitsLower[c&15])
-			}
-			whole = append(whole, `", 28) = 28`...)
-			if err := newTracer(s).line(whole); err != nil {
-				t.Fatal(err)
-			}
-			_ = before
-			if parseLine(whole).kind != lineCall {
-				t.Errorf("%q is not a call", whole)
-			}
-		}
-	})
-}
-
-var _ = unix.SIGKILL

@@ -57,7 +57,7 @@ type tracer struct {
 	count   Searched
 	unknown int
 	exes    map[int]string
-	exec    map[int]string    // an execve that has not ended yet
+	exec    map[int]string    // what an execve that has not ended yet is to run
 	tails   map[string][]byte // the last bytes written to each target
 	joint   []byte
 }
@@ -128,7 +128,7 @@ func (t *tracer) execve(l traceLine) error {
 		place := Place{Kind: Name}
 		switch {
 		case p.arg == argv-1:
-			path = string(text)
+			path = t.s.needles.redactBytes(text)
 		case p.arg == argv:
 			place = Place{Kind: ExecArgv, Detail: "argument " + strconv.Itoa(p.item)}
 		case p.arg == argv+1:
@@ -138,7 +138,7 @@ func (t *tracer) execve(l traceLine) error {
 		err = t.find(l, text, place)
 		return err == nil
 	})
-	t.exec[l.pid] = t.s.needles.redact(path)
+	t.exec[l.pid] = path
 	if len(l.result) > 0 {
 		t.ended(l)
 	}
@@ -274,7 +274,13 @@ func (t *tracer) text(l traceLine, p part) []byte {
 }
 
 func (t *tracer) find(l traceLine, text []byte, place Place) error {
-	return t.s.needles.all(text, func(f *form, from, _ int64) { t.s.found(f, from, t.place(l, place)) })
+	return t.s.needles.all(text, func(f *form, from, _ int64) {
+		if place.Kind == Name {
+			name := t.s.needles.redactBytes(text)
+			place.Path = name[:min(len(name), 255)]
+		}
+		t.s.found(f, from, t.place(l, place))
+	})
 }
 
 // place completes a place with who is there.
