@@ -134,7 +134,7 @@ func Files(a *secret.Arena, paths map[string]string) Source {
 	return &files{arena: a, paths: maps.Clone(paths)}
 }
 
-func (f *files) String() string { return "files" }
+func (f *files) String() string { return "the named files" }
 
 func (f *files) Names(context.Context) ([]string, error) {
 	return slices.Sorted(maps.Keys(f.paths)), nil
@@ -195,7 +195,7 @@ func Chain(sources ...Source) Source { return chain(slices.Clone(sources)) }
 
 func (c chain) String() string {
 	if len(c) == 0 {
-		return "no source"
+		return "any source (none is given)"
 	}
 	names := make([]string, len(c))
 	for i, s := range c {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 
 	"github.com/vmcred/vmcred/credential"
 	"github.com/vmcred/vmcred/secret"
@@ -53,7 +54,7 @@ func addSecret(ctx context.Context, set *credential.Set, c vm.Credential, src cr
 		p.Message, p.Hint = missing(c, src)
 		return p
 	case err != nil:
-		p.Message, p.Hint = err.Error(), hintOf(err)
+		p.Message, p.Hint = strings.TrimPrefix(err.Error(), c.Host+": "), hintOf(err)
 		return p
 	case v.Len() == 0 && !c.AllowEmpty:
 		p.Message = "its value is empty"
@@ -73,9 +74,9 @@ func missing(c vm.Credential, src credential.Source) (message, hint string) {
 	case vm.SourceFile:
 		return fmt.Sprintf("%s does not exist", c.Source.Path), "make the file, or correct file:"
 	case vm.SourceUnit:
-		return fmt.Sprintf("declared, but %s has no such credential", src), byUnit
+		return fmt.Sprintf("declared, but not found in %s", src), byUnit
 	default:
-		return fmt.Sprintf("nothing reads %s: here yet, and %s has no such credential", c.Source.Kind, src), byUnit
+		return fmt.Sprintf("nothing reads %s: here yet, and it is not found in %s", c.Source.Kind, src), byUnit
 	}
 }
 

@@ -5,6 +5,7 @@ package runner
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/vmcred/vmcred/credential"
 	"github.com/vmcred/vmcred/delivery"
@@ -40,7 +41,7 @@ func prepare(ctx context.Context, o Options, arena *secret.Arena) (*Prepared, er
 		return nil, refused(vm.Problem{Pos: vm.Pos{File: o.Spec.File}, Field: "hypervisor", Message: err.Error(), Hint: hintOf(err)})
 	}
 	p := &Prepared{Info: info}
-	problems := vm.Problems(o.Driver.Check(o.Spec, info))
+	problems := Problems(o, info)
 	src, err := o.Open(arena)
 	if err != nil {
 		problems = append(problems, vm.Problem{Message: err.Error(), Hint: hintOf(err)})
@@ -64,6 +65,16 @@ func prepare(ctx context.Context, o Options, arena *secret.Arena) (*Prepared, er
 		return p, &RefusedError{Problems: fatal}
 	}
 	return p, nil
+}
+
+// Problems is what the driver cannot do, and what the VMM's user may not open.
+func Problems(o Options, info hypervisor.Info) vm.Problems {
+	problems := vm.Problems(o.Driver.Check(o.Spec, info))
+	// Root without an identity only looks: no VMM would run as root.
+	if ac, ok := o.Driver.(hypervisor.AccessChecker); ok && (o.Identity != nil || os.Geteuid() != 0) {
+		problems = append(problems, ac.CheckAccess(o.Spec, info, o.Identity)...)
+	}
+	return problems
 }
 
 func refusal(spec *vm.Spec, r delivery.Refusal) vm.Problem {

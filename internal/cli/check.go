@@ -3,11 +3,19 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
+	"github.com/vmcred/vmcred/check"
+	"github.com/vmcred/vmcred/runner"
+	"github.com/vmcred/vmcred/secret"
+	"github.com/vmcred/vmcred/unit"
 	"github.com/vmcred/vmcred/vm"
 )
 
@@ -19,6 +27,15 @@ func (a *app) checkCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "check VM",
 		Short: "look for mistakes in a VM's file, its names and this host; reads no value",
+		Long: `Look for mistakes: in the VM's file, in what this host has for it, and between
+the names a credential has on its way: in the unit or directory it comes from,
+under credentials:, in the guest, and in the guest's own units if the file names
+them (guest: {units: …}). It reads no value and starts nothing.
+
+Exit status: 0 nothing is wrong (there may be warnings), 78 something is.`,
+		Example: `  vmcred check test-vm
+  vmcred check test-vm --credentials /run/my-secrets
+  vmcred check test-vm --json`,
 		Args:              oneVM,
 		ValidArgsFunction: a.completeVM,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -32,25 +49,146 @@ func (a *app) checkCommand() *cobra.Command {
 
 func (a *app) check(c *cobra.Command, arg string, sources *sourceFlags, asJSON bool) error {
 	spec, problems, err := a.load(arg)
-	if err != nil {
+	if err == nil {
+		var found vm.Problems
+		found, err = a.findings(c, spec, sources)
+		problems = append(problems, found...)
+	}
+	var refused *runner.RefusedError
+	if errors.As(err, &refused) {
+		problems = append(problems, refused.Problems...)
+	} else if err != nil {
 		return err
 	}
+	if asJSON {
+		err = json.NewEncoder(a.stdout).Encode(checkResult(arg, problems))
+	} else {
+		a.showCheck(arg, problems)
+	}
+	if len(problems.Fatal()) > 0 {
+		return &shownError{exitRefused}
+	}
+	return err
+}
+
+// findings is what is wrong beyond the file itself.
+func (a *app) findings(c *cobra.Command, spec *vm.Spec, sources *sourceFlags) (vm.Problems, error) {
+	var problems vm.Problems
+	present, err := a.present(c, spec, sources)
+	if err != nil {
+		return nil, err
+	}
+	for _, cr := range spec.Credentials {
+		if p := a.readable(cr, present); p != nil {
+			problems = append(problems, *p)
+		}
+	}
+	var units []*unit.Unit
+	if len(spec.Guest.Units) > 0 {
+		found, more := unit.Load(spec.Guest.Units)
+		units, problems = append([]*unit.Unit{}, found...), append(problems, more...)
+	}
+	problems = append(problems, check.Spec(spec, present, units)...)
 	o, err := a.options(c, spec, sources)
 	if err != nil {
-		return err
+		return problems, err
 	}
 	info, err := o.Driver.Probe(c.Context())
 	if err != nil {
-		return refusedError(err)
+		return problems, refusedError(err)
 	}
-	problems = append(problems, o.Driver.Check(spec, info)...)
-	if asJSON {
-		return json.NewEncoder(a.stdout).Encode(struct {
-			VM       string      `json:"vm"`
-			Problems vm.Problems `json:"problems"`
-		}{spec.Name, problems})
+	o.Identity, problems = a.lookIdentity(spec, problems)
+	return append(problems, runner.Problems(o, info)...), nil
+}
+
+// present is the names that a credentials directory or --load-credential
+// holds, nil if neither is given.
+func (a *app) present(c *cobra.Command, spec *vm.Spec, f *sourceFlags) ([]string, error) {
+	if f.dir == "" && len(f.pairs) == 0 && a.getenv("CREDENTIALS_DIRECTORY") == "" {
+		return nil, nil
 	}
-	a.showProblems(a.stdout, problems)
-	fmt.Fprintln(a.stdout, "ok")
+	given := *spec
+	given.Credentials = nil // the VM's own files are not what was handed over
+	open, err := a.opener(c, &given, f)
+	if err != nil {
+		return nil, err
+	}
+	arena := secret.NewArena()
+	defer arena.Close()
+	src, err := open(arena)
+	if err != nil {
+		return nil, refusedError(err)
+	}
+	names, err := src.Names(context.WithoutCancel(c.Context()))
+	if err != nil {
+		return nil, refusedError(err)
+	}
+	return append([]string{}, names...), nil
+}
+
+// readable says what keeps a credential's own source from being read.
+func (a *app) readable(cr vm.Credential, present []string) *vm.Problem {
+	for _, name := range present {
+		if name == cr.Host {
+			return nil
+		}
+	}
+	p := &vm.Problem{Pos: cr.Pos, Field: "credentials." + cr.Host}
+	switch cr.Source.Kind {
+	case vm.SourceFile:
+		err := unix.Faccessat(unix.AT_FDCWD, cr.Source.Path, unix.R_OK, unix.AT_EACCESS)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, fs.ErrNotExist):
+			p.Message, p.Hint = cr.Source.Path+" does not exist", "make the file, or correct file:"
+		default:
+			p.Severity = vm.Warning
+			p.Message = fmt.Sprintf("%s cannot be read by you: %v", cr.Source.Path, err)
+			p.Hint = "systemd reads it as root for a unit; vmcred run reads it as whoever starts it"
+		}
+		return p
+	case vm.SourceVar, vm.SourceSOPS:
+		p.Severity = vm.Warning
+		p.Message = fmt.Sprintf("nothing reads %s: here yet", cr.Source.Kind)
+		p.Hint = "until then a LoadCredential= of the unit or --credentials has to bring it"
+		return p
+	}
 	return nil
+}
+
+type checked struct {
+	VM       string         `json:"vm"`
+	OK       bool           `json:"ok"`
+	Problems []checkProblem `json:"problems"`
+}
+
+type checkProblem struct {
+	Severity string `json:"severity"`
+	vm.Problem
+}
+
+func checkResult(arg string, problems vm.Problems) checked {
+	out := checked{VM: arg, OK: len(problems.Fatal()) == 0, Problems: []checkProblem{}}
+	for _, p := range problems {
+		out.Problems = append(out.Problems, checkProblem{p.Severity.String(), p})
+	}
+	return out
+}
+
+func (a *app) showCheck(arg string, problems vm.Problems) {
+	a.listProblems(a.stdout, problems)
+	st := styleOf(a.stdout, a.getenv)
+	n := map[vm.Severity]int{}
+	for _, p := range problems {
+		n[p.Severity]++
+	}
+	switch {
+	case n[vm.Error] > 0:
+		fmt.Fprintf(a.stdout, "%s: %s, %s\n", arg, st.red(count(n[vm.Error], "error")), count(n[vm.Warning], "warning"))
+	case n[vm.Warning] > 0:
+		fmt.Fprintf(a.stdout, "%s: %s, %s\n", arg, st.green("no error"), count(n[vm.Warning], "warning"))
+	default:
+		fmt.Fprintf(a.stdout, "%s: %s\n", arg, st.green("nothing is wrong"))
+	}
 }

@@ -69,8 +69,16 @@ func (a *app) showError(err error) {
 	}
 }
 
-// showProblems prints every problem with its hint, worst first, and counts the errors.
+// showProblems lists problems that keep a VM from starting, and counts them.
 func (a *app) showProblems(w *os.File, problems vm.Problems) {
+	a.listProblems(w, problems)
+	if n := len(problems.Fatal()); n > 0 {
+		fmt.Fprintf(w, "vmcred: refused, %s: nothing was started\n", count(n, "problem"))
+	}
+}
+
+// listProblems prints every problem with its hint, worst first.
+func (a *app) listProblems(w *os.File, problems vm.Problems) {
 	st := styleOf(w, a.getenv)
 	for _, sev := range []vm.Severity{vm.Error, vm.Warning, vm.Note} {
 		for _, p := range problems {
@@ -78,9 +86,6 @@ func (a *app) showProblems(w *os.File, problems vm.Problems) {
 				showProblem(w, st, p)
 			}
 		}
-	}
-	if n := len(problems.Fatal()); n > 0 {
-		fmt.Fprintf(w, "vmcred: refused, %s: nothing was started\n", count(n, "problem"))
 	}
 }
 

@@ -109,3 +109,16 @@ func (a *app) identity(spec *vm.Spec) (*launch.Identity, error) {
 	return id, nil
 }
 
+// lookIdentity is identity for commands that start nothing: a user that is
+// missing is a warning.
+func (a *app) lookIdentity(spec *vm.Spec, problems vm.Problems) (*launch.Identity, vm.Problems) {
+	id, err := a.identity(spec)
+	var refused *runner.RefusedError
+	if errors.As(err, &refused) {
+		for _, p := range refused.Problems {
+			p.Severity = vm.Warning
+			problems = append(problems, p)
+		}
+	}
+	return id, problems
+}

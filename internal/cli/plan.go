@@ -59,6 +59,7 @@ func (a *app) plan(c *cobra.Command, arg string, sources *sourceFlags, asJSON, c
 	if err != nil {
 		return err
 	}
+	o.Identity, warnings = a.lookIdentity(spec, warnings)
 	arena := secret.NewArena()
 	defer arena.Close()
 	p, err := runner.Prepare(c.Context(), o, arena)
