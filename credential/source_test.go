@@ -359,7 +359,7 @@ func TestChain(t *testing.T) {
 	if _, err := s.Open(context.Background(), "broken"); !errors.As(err, &se) || !se.Missing {
 		t.Errorf("broken: %v", err)
 	}
-	if _, err := credential.Chain().Open(context.Background(), "x"); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "no source") {
+	if _, err := credential.Chain().Open(context.Background(), "x"); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "none is given") {
 		t.Errorf("an empty chain: %v", err)
 	}
 }
