@@ -290,12 +290,10 @@ func TestConsoleSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if err := m.Quit(t.Context()); err != nil {
+	if err := m.Kill(); err != nil { // QEMU removes the socket itself if it can
 		t.Fatal(err)
 	}
-	if _, err := io.ReadAll(c); err != nil {
-		t.Error(err)
-	}
+	_, _ = io.Copy(io.Discard, c) // ends, one way or the other
 	end(t, m)
 	if exists(path) {
 		t.Error("the socket is left")

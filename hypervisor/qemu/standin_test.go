@@ -24,6 +24,7 @@ const (
 	playRefuses  = "refuses" // refuses cont
 	playReboots  = "reboots"
 	playGivesUp  = "gives-up" // stops the guest with an internal error
+	playTrips    = "trips"    // fails while the guest powers off
 	playChatters = "chatters"
 	playStays    = "stays" // runs until quit
 	playCrashes  = "crashes"
@@ -141,6 +142,9 @@ func (p *player) cont(id uint64, ok string) (done bool, code int) {
 	case playReboots:
 		p.event("SHUTDOWN", `"guest": true, "reason": "guest-reset"`)
 		return true, 0
+	case playTrips:
+		p.event("SHUTDOWN", `"guest": true, "reason": "guest-shutdown"`)
+		return true, 7
 	case playGivesUp:
 		p.event("STOP", "")
 	case playCrashes:

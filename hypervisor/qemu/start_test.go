@@ -129,7 +129,8 @@ func TestEnds(t *testing.T) {
 		exit   hypervisor.Exit
 		events []hypervisor.EventKind
 	}{
-		playWell:    {hypervisor.Exit{Clean: true}, append(running, hypervisor.EventPowerOff)},
+		playWell:    {hypervisor.Exit{Clean: true}, append(running[:2:2], hypervisor.EventPowerOff)},
+		playTrips:   {hypervisor.Exit{Code: 7}, append(running[:2:2], hypervisor.EventPowerOff)},
 		playReboots: {hypervisor.Exit{Reboot: true}, append(running[:2:2], hypervisor.EventReboot)},
 		playGivesUp: {hypervisor.Exit{Code: -1, Signal: "SIGKILL", Detail: "QEMU gave up the guest: internal error of the accelerator"}, running},
 		playCrashes: {hypervisor.Exit{Code: -1, Signal: "SIGKILL"}, running},
