@@ -77,46 +77,65 @@ func (c *Command) check() error {
 	return c.Identity.check()
 }
 
-// credential returns what to change in the child; nil when it is that user already.
-func (c *Command) credential() *syscall.Credential {
+// changeTo returns the user to become; nil when we are that already.
+func (c *Command) changeTo() *Identity {
 	id := c.Identity
 	if id == nil {
 		return nil
 	}
-	euid := uint32(os.Geteuid())
-	if euid != 0 && id.UID == euid && id.GID == uint32(os.Getegid()) {
+	uid, gid := int(id.UID), int(id.GID)
+	if os.Getuid() == uid && os.Geteuid() == uid && os.Getgid() == gid && os.Getegid() == gid {
 		return nil
 	}
-	return &syscall.Credential{Uid: id.UID, Gid: id.GID, Groups: id.Groups}
+	return id
 }
 
-// explain turns an errno of fork and exec into words. The kernel does not say
-// which step failed, so the causes are looked at one by one.
-func (c *Command) explain(err error) *StartError {
-	var errno syscall.Errno
-	if !errors.As(err, &errno) {
-		return &StartError{Path: c.Path, Err: err}
-	}
+// explain says what the child was doing when it failed, and why.
+func (c *Command) explain(at step, errno syscall.Errno) *StartError {
 	e := &StartError{Path: c.Path, Err: errno}
-	if info, serr := os.Stat(c.dir()); serr != nil || !info.IsDir() {
-		e.Err = fmt.Errorf("its working directory %s: %w", c.dir(), errno)
-		return e
-	}
-	switch errno {
-	case unix.ENOENT:
-		if _, serr := os.Stat(c.Path); serr == nil {
-			e.Err = fmt.Errorf("its interpreter or loader is missing: %w", errno)
+	wrap := func(what string) { e.Err = fmt.Errorf("%s: %w", what, errno) }
+	switch at {
+	case stepNone:
+		wrap("making a process")
+		e.hint = "see the limit on processes: TasksMax= of the unit and `ulimit -u`"
+	case stepGroups, stepGID, stepUID:
+		wrap("becoming " + c.who())
+		if errno == unix.EPERM {
+			e.hint = "only root may start a process as another user"
 		}
-	case unix.EACCES:
-		e.hint = fmt.Sprintf("%s must be able to execute it, and to enter %s", c.who(), c.dir())
-	case unix.EPERM:
-		if os.Geteuid() != 0 && c.credential() != nil {
-			e.Err = fmt.Errorf("only root may start a process as %s: %w", c.who(), errno)
+	case stepDirectory:
+		wrap("entering its directory " + c.dir())
+		if errno == unix.EACCES {
+			e.hint = c.who() + " must be able to enter it"
 		}
-	case unix.EAGAIN:
-		e.hint = "the limit on processes is reached: see TasksMax= of the unit and `ulimit -u`"
+	case stepExec:
+		c.explainExec(e, errno)
+	default:
+		wrap(stepNames[at])
 	}
 	return e
+}
+
+var stepNames = map[step]string{
+	stepSession:      "making a session",
+	stepCapabilities: "clearing its capabilities",
+	stepCore:         "limiting its core dumps",
+	stepPrivileges:   "setting no_new_privs",
+	stepLandlock:     "entering a landlock domain",
+	stepDescriptors:  "placing its descriptors",
+	stepParent:       "setting the parent-death signal",
+}
+
+func (c *Command) explainExec(e *StartError, errno syscall.Errno) {
+	_, err := os.Stat(c.Path)
+	switch {
+	case errno == unix.ENOENT && err == nil:
+		e.Err = fmt.Errorf("its interpreter or loader is missing: %w", errno)
+	case errno == unix.EACCES:
+		e.hint = c.who() + " must be able to execute it, and to enter every directory on the way"
+	case errno == unix.ENOEXEC:
+		e.hint = "it is not a program for this machine"
+	}
 }
 
 func (c *Command) who() string {

@@ -3,8 +3,8 @@
 package launch
 
 import (
-	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,25 +15,25 @@ func Harden() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("making this process undumpable: %w", err)
 	}
-	return limitCore()
-}
-
-// limitCore sets RLIMIT_CORE to 1 byte, soft and hard, for this process and what
-// it starts. With 0 the kernel still runs a core handler behind a pipe, with 1 it
-// does not (core(5)). Where the hard limit is 0 already and we may not raise it,
-// that stays.
-func limitCore() error {
-	one := unix.Rlimit{Cur: 1, Max: 1}
-	var now unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_CORE, &now); err == nil && now == one {
+	limit := coreLimit()
+	if limit == nil {
 		return nil
 	}
-	err := unix.Setrlimit(unix.RLIMIT_CORE, &one)
-	if errors.Is(err, unix.EPERM) && now.Max == 0 {
-		return nil
-	}
-	if err != nil {
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, limit); err != nil {
 		return fmt.Errorf("limiting core dumps: %w", err)
 	}
 	return nil
+}
+
+// coreLimit returns the limit on core dumps to set: 1 byte, soft and hard. With 0
+// the kernel still runs a core handler behind a pipe, with 1 it does not (core(5)).
+// nil: it is so already, or the hard limit is 0 and only root could raise it.
+func coreLimit() *unix.Rlimit {
+	one := unix.Rlimit{Cur: 1, Max: 1}
+	var now unix.Rlimit
+	err := unix.Getrlimit(unix.RLIMIT_CORE, &now)
+	if err == nil && (now == one || now.Max == 0 && os.Geteuid() != 0) {
+		return nil
+	}
+	return &one
 }
