@@ -75,6 +75,8 @@ func FindIn(dir, name string) (string, error) {
 		tip := ""
 		if ext := filepath.Ext(name); ext == ".yaml" || ext == ".json" {
 			tip = fmt.Sprintf("for the VM write %s, for the file ./%s", strings.TrimSuffix(name, ext), name)
+		} else if names, _ := Names(dir); len(names) > 0 {
+			tip = thereAre(name, names)
 		}
 		return "", &FindError{Message: err.Error(), Tip: tip}
 	}
@@ -104,17 +106,24 @@ func notFound(dir, name string) error {
 		return e
 	}
 	names, err := Names(dir)
-	switch near := vm.Nearest(name, names); {
+	switch {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		e.Message += ", and the directory cannot be read: " + err.Error()
 	case len(names) == 0:
 		e.Tip = fmt.Sprintf("there are no VMs yet: write %s", filepath.Join(dir, name+".yaml"))
-	case near != "":
-		e.Tip = fmt.Sprintf("did you mean %s? (there are: %s)", near, strings.Join(names, ", "))
 	default:
-		e.Tip = "there are: " + strings.Join(names, ", ")
+		e.Tip = thereAre(name, names)
 	}
 	return e
+}
+
+// thereAre lists the VMs, the one that was probably meant first.
+func thereAre(name string, names []string) string {
+	list := "there are: " + strings.Join(names, ", ")
+	if near := vm.Nearest(name, names); near != "" {
+		return fmt.Sprintf("did you mean %s? (%s)", near, list)
+	}
+	return list
 }
 
 // Names lists the VMs that have a file in dir, sorted.

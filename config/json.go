@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"io"
 	"strings"
 	"unicode/utf8"
 
@@ -23,18 +22,18 @@ func parseJSON(file string, data []byte) (*node, vm.Problems) {
 	if !utf8.Valid(data) {
 		return nil, vm.Problems{{Pos: vm.Pos{File: file}, Message: "this is not JSON: it is not UTF-8"}}
 	}
+	// The whole is checked first: only here errors have a place in the file.
+	var raw json.RawMessage
+	if err := json.Unmarshal(data, &raw); err != nil {
+		return nil, vm.Problems{j.syntax(err)}
+	}
 	j.dec = json.NewDecoder(bytes.NewReader(data))
 	j.dec.UseNumber()
 	n, err := j.value(0)
-	if err == nil {
-		if _, err = j.dec.Token(); err == io.EOF {
-			return n, nil
-		}
-		if err == nil {
-			err = errors.New("there is more after the end of the value")
-		}
+	if err != nil {
+		return nil, vm.Problems{{Pos: j.pos(int(j.dec.InputOffset())), Message: "this is not JSON: " + err.Error()}}
 	}
-	return nil, vm.Problems{j.problem(err)}
+	return n, nil
 }
 
 type jsonReader struct {
@@ -48,7 +47,7 @@ type jsonReader struct {
 
 // pos gives line and column (in runes) of an offset; offsets come in order.
 func (j *jsonReader) pos(off int) vm.Pos {
-	off = min(off, len(j.data))
+	off = max(0, min(off, len(j.data)))
 	if off < j.mark {
 		j.line, j.mark, j.bol = 0, 0, 0
 	}
@@ -62,16 +61,16 @@ func (j *jsonReader) pos(off int) vm.Pos {
 	return vm.Pos{File: j.file, Line: j.line + 1, Column: utf8.RuneCount(j.data[j.bol:off]) + 1}
 }
 
-func (j *jsonReader) problem(err error) vm.Problem {
-	off := int(j.dec.InputOffset())
+func (j *jsonReader) syntax(err error) vm.Problem {
+	p := vm.Problem{Pos: vm.Pos{File: j.file}, Message: "this is not JSON: " + err.Error()}
 	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) && syntax.Offset > 0 {
-		off = int(syntax.Offset) - 1
+	if errors.As(err, &syntax) {
+		p.Pos = j.pos(int(syntax.Offset) - 1) // Offset counts the byte that does not fit
+		if int(syntax.Offset) >= len(j.data) && strings.Contains(syntax.Error(), "unexpected end") {
+			p.Pos, p.Message = j.pos(len(j.data)), "this is not JSON: the file ends in the middle"
+		}
 	}
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return vm.Problem{Pos: j.pos(len(j.data)), Message: "this is not JSON: the file ends in the middle"}
-	}
-	return vm.Problem{Pos: j.pos(off), Message: "this is not JSON: " + err.Error()}
+	return p
 }
 
 // next returns the place where the next token begins.

@@ -84,8 +84,10 @@ func (s *Search) Strace(ctx context.Context, t Trace) (Traced, error) {
 	// inherit a descriptor. We close it when the first line shows that this is done.
 	closeOurs := sync.OnceFunc(func() { _ = w.Close() })
 	defer closeOurs()
-	args := []string{"-f", "-q", "-xx", "-v", "-s", strconv.Itoa(maxString), "--decode-fds=path,socket,dev", "--seccomp-bpf",
-		"-e", "trace=" + tracedCalls(), "-o", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), w.Fd()), "--"}
+	args := []string{
+		"-f", "-q", "-xx", "-v", "-s", strconv.Itoa(maxString), "--decode-fds=path,socket,dev", "--seccomp-bpf",
+		"-e", "trace=" + tracedCalls(), "-o", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), w.Fd()), "--",
+	}
 	var said head
 	c := exec.CommandContext(ctx, path, append(args, t.Argv...)...)
 	c.Env, c.Dir, c.Stdin, c.Stdout, c.Stderr, c.ExtraFiles = t.Env, t.Dir, t.Stdin, t.Stdout, &said, t.ExtraFiles

@@ -49,13 +49,19 @@ func TestStrace(t *testing.T) {
 		target       Target
 		check        func(Place) bool
 	}{
-		"a file that lives a moment": {`read -r v <secret; echo "$v" >short; rm short`, "plain", Write, ToFile,
-			func(p Place) bool { return strings.HasSuffix(p.Path, "/short") && p.Syscall == "write" }},
+		"a file that lives a moment": {
+			`read -r v <secret; echo "$v" >short; rm short`, "plain", Write, ToFile,
+			func(p Place) bool { return strings.HasSuffix(p.Path, "/short") && p.Syscall == "write" },
+		},
 		"base64 into a pipe": {`read -r v <secret; echo -n "x$v" | base64 -w0 | cat >/dev/null`, "base64, 1 byte in", Write, ToPipe, nil},
-		"an argument": {`read -r v <secret; /bin/true a "$v"`, "plain", ExecArgv, "",
-			func(p Place) bool { return p.Detail == "argument 2" && strings.HasSuffix(p.Exe, "/bash") }},
-		"a variable": {`read -r v <secret; TOKEN=$v /bin/true; `, "plain", ExecEnviron, "",
-			func(p Place) bool { return p.Detail == "variable TOKEN" }},
+		"an argument": {
+			`read -r v <secret; /bin/true a "$v"`, "plain", ExecArgv, "",
+			func(p Place) bool { return p.Detail == "argument 2" && strings.HasSuffix(p.Exe, "/bash") },
+		},
+		"a variable": {
+			`read -r v <secret; TOKEN=$v /bin/true; `, "plain", ExecEnviron, "",
+			func(p Place) bool { return p.Detail == "variable TOKEN" },
+		},
 		"an argument of what is not there":  {`read -r v <secret; command /nowhere/x "$v"; true`, "plain", ExecArgv, "", nil},
 		"a terminal or other device":        {`read -r v <secret; echo "$v" >/dev/null`, "plain", Write, ToDevice, nil},
 		"a file's name":                     {`read -r v <secret; : >"x${v//\//_}"`, "plain", Name, "", nil},

@@ -27,8 +27,11 @@ func TestDropIn(t *testing.T) {
 	s.StopTimeout = 20 * time.Second
 	s.Console = vm.Console{Mode: vm.ConsoleFile, Path: "/var/log/vms/test-vm.log"}
 	s.Disks = []vm.Disk{
-		{Path: "/var/lib/vmcred/images/a.img"}, {Path: "/srv/b.img", ReadOnly: true},
-		{Path: `/srv/my "disk" 50%.img`}, {Path: "/dev/vg/lv"}, {Path: "/dev/sr0", ReadOnly: true},
+		{Path: "/var/lib/vmcred/images/a.img"},
+		{Path: "/srv/b.img", ReadOnly: true},
+		{Path: `/srv/my "disk" 50%.img`},
+		{Path: "/dev/vg/lv"},
+		{Path: "/dev/sr0", ReadOnly: true},
 	}
 	got, err := DropIn(s)
 	if err != nil {

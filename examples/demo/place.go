@@ -78,7 +78,7 @@ func makeSecrets(_ context.Context, d *demo) error {
 		return err
 	}
 	if os.Geteuid() == 0 {
-		if err := d.makeUser(); err != nil {
+		if err := errors.Join(d.makeUser(), d.lendGuest()); err != nil {
 			return err
 		}
 	}
@@ -99,6 +99,7 @@ func (d *demo) makeDirectory() error {
 		return err
 	}
 	d.undo = append(d.undo, func() error { return os.RemoveAll(dir) })
+	d.forget(filepath.Join(base, "vmcred"))
 	d.creds = filepath.Join(dir, "credentials")
 	if err := os.Mkdir(d.creds, 0o700); err != nil {
 		return err
@@ -112,6 +113,43 @@ func (d *demo) makeDirectory() error {
 	}
 	d.env = append(os.Environ(), "CREDENTIALS_DIRECTORY="+d.creds)
 	return nil
+}
+
+// lendGuest shows the guest's files where the VM's user can read them, which
+// root's cache is not. Read-only, so that no clean-up can reach the cache.
+func (d *demo) lendGuest() error {
+	dir := filepath.Dir(d.creds)
+	at := filepath.Join(dir, "guest")
+	if err := errors.Join(os.Chmod(dir, 0o711), os.Mkdir(at, 0o755)); err != nil {
+		return err
+	}
+	if err := unix.Mount(d.guest, at, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind-mount the guest: %w", err)
+	}
+	d.undo = append(d.undo, func() error { return unix.Unmount(at, 0) })
+	d.guest = at
+	return unix.Mount("", at, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")
+}
+
+// forget takes vmcred's own runtime directory away at the end if it is not there
+// yet. Beside VMs it holds what vmcred remembers of this host until the next boot.
+func (d *demo) forget(root string) {
+	if _, err := os.Lstat(root); !errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	d.undo = append(d.undo, func() error {
+		entries, err := os.ReadDir(root)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		for _, e := range entries {
+			if e.Type().IsRegular() {
+				err = errors.Join(err, os.Remove(filepath.Join(root, e.Name())))
+			}
+		}
+		_ = os.Remove(root) // it stays if another VM runs
+		return err
+	})
 }
 
 func (d *demo) makeUser() error {

@@ -41,7 +41,7 @@ function emit(uris, suites, components, other,    n, parts, i, s, out) {
 # One-line form: deb [option=value ...] URI SUITE COMPONENT...
 function oneline(line,    opts, other, n, parts, i, eq, key, rest) {
 	sub(/[ \t]#.*/, "", line)
-	sub(/^deb[ \t]+/, "", line)
+	sub(/^[ \t]*deb[ \t]+/, "", line)
 	if (line ~ /^\[/) {
 		opts = substr(line, 2, index(line, "]") - 2)
 		line = substr(line, index(line, "]") + 1)

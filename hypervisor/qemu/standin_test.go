@@ -10,7 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The parts the stand-in plays, as the VM's name.
@@ -80,13 +81,13 @@ func (p *player) play() int {
 		return 1
 	case playSilent:
 		fmt.Fprintln(os.Stderr, "thinking")
-		time.Sleep(time.Hour)
+		hang()
 	case playGarbage:
 		p.say("\x00\xffhello")
-		time.Sleep(time.Hour)
+		hang()
 	case playDeaf:
 		p.say(hello)
-		time.Sleep(time.Hour)
+		hang()
 	case playChatters:
 		for i := range 5000 {
 			fmt.Fprintln(os.Stderr, "line", i, strings.Repeat("x", 5000))
@@ -111,7 +112,7 @@ func (p *player) answer(command string, id uint64) (done bool, code int) {
 		return p.cont(id, ok)
 	case "query-status":
 		p.say(fmt.Sprintf(`{"return": {"running": false, "status": "internal-error"}, "id": %d}`, id))
-		time.Sleep(time.Hour)
+		hang()
 	case "quit":
 		p.say(ok)
 		p.event("SHUTDOWN", `"guest": false, "reason": "host-qmp-quit"`)
@@ -128,6 +129,13 @@ func (p *player) answer(command string, id uint64) (done bool, code int) {
 		p.say(ok)
 	}
 	return false, 0
+}
+
+// hang stays until somebody ends the process.
+func hang() {
+	for {
+		_ = unix.Pause()
+	}
 }
 
 func (p *player) cont(id uint64, ok string) (done bool, code int) {
@@ -149,7 +157,7 @@ func (p *player) cont(id uint64, ok string) (done bool, code int) {
 		p.event("STOP", "")
 	case playCrashes:
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		time.Sleep(time.Hour)
+		hang()
 	case playStays:
 	default:
 		p.event("SHUTDOWN", `"guest": true, "reason": "guest-shutdown"`)

@@ -27,6 +27,7 @@ void probe_main(const struct start_info *info)
 	report_smbios();
 	report_fw_cfg(command_line_has(info, "all"));
 	put("probe: end\n");
+	serial_drain();
 	if (command_line_has(info, "hang"))
 		platform_halt();
 	if (command_line_has(info, "panic"))

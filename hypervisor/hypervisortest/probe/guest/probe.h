@@ -21,6 +21,7 @@ size_t strlen(const char *s);
 
 /* serial.c: COM1, one report line at a time */
 void serial_init(void);
+void serial_drain(void);
 void put_byte(uint8_t c);
 void put(const char *s);
 void put_dec(uint32_t v);

@@ -36,6 +36,14 @@ void put_byte(uint8_t c)
 	room--;
 }
 
+/* Returns when the last byte has left: switching off loses what is in the FIFO. */
+void serial_drain(void)
+{
+	while (!(inb(COM1 + 5) & 0x40))
+		;
+	room = 0;
+}
+
 void put(const char *s)
 {
 	while (*s)
