@@ -189,7 +189,7 @@ func (w *walk) fail(name string, err error) error {
 	tip := ""
 	switch {
 	case errors.Is(err, unix.ENOENT) && path == w.file:
-		return &FindError{Message: "there is no such file", cause: err}
+		return &FindError{Message: "there is no such file", Tip: "check the path; without a / it would be a VM's name", cause: err}
 	case errors.Is(err, unix.ENOENT):
 		return &FindError{Message: path + " does not exist", cause: err}
 	case errors.Is(err, unix.EACCES):

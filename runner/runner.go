@@ -120,6 +120,10 @@ func (r *run) start(ctx context.Context) (hypervisor.Machine, error) {
 	}
 	defer p.Close()
 	r.Notify("STATUS=starting " + r.Spec.Hypervisor)
+	slow := time.AfterFunc(time.Second, func() {
+		r.Log.Info("still starting " + r.Spec.Hypervisor + ": it reads the kernel and the initrd")
+	})
+	defer slow.Stop()
 	m, err := r.Driver.Start(ctx, hypervisor.Launch{
 		Spec: r.Spec, Info: p.Info, Plan: p.Plan,
 		Deliver:  func(context.Context) (*delivery.Payload, error) { return p.Plan.Encode(p.Set) },
@@ -213,22 +217,36 @@ func (r *run) outcome(ctx context.Context, exit hypervisor.Exit) (Outcome, error
 // stop presses the power button, and is less patient step by step.
 func (r *run) stop(m hypervisor.Machine) {
 	r.Notify("STOPPING=1\nSTATUS=waiting for the guest to power off")
+	r.Log.Info(fmt.Sprintf("stopping: pressing the power button, the guest has %s (a second signal does not wait)", r.Spec.StopTimeout))
 	steps := []struct {
-		what string
-		do   func(context.Context) error
-		wait time.Duration
+		do         func(context.Context) error
+		wait       time.Duration
+		what, next string
 	}{
-		{"power button", m.Shutdown, r.Spec.StopTimeout},
-		{"quit", m.Quit, 5 * time.Second},
+		{m.Shutdown, r.Spec.StopTimeout, "the guest did not power off", "asking " + r.Spec.Hypervisor + " to end"},
+		{m.Quit, 5 * time.Second, r.Spec.Hypervisor + " did not end", "killing it"},
 	}
 	for _, s := range steps {
 		if r.ended(m, s.do, s.wait) {
 			return
 		}
-		r.Log.Warn("the VM did not stop in time", "asked", s.what, "waited", s.wait.String())
+		if r.impatient() {
+			r.Log.Warn("not waiting any longer: " + s.next)
+			continue
+		}
+		r.Log.Warn(fmt.Sprintf("%s in %s: %s", s.what, s.wait, s.next))
 	}
 	if err := m.Kill(); err != nil {
 		r.Log.Error("kill the hypervisor", "error", err)
+	}
+}
+
+func (r *run) impatient() bool {
+	select {
+	case <-r.Force:
+		return true
+	default:
+		return false
 	}
 }
 

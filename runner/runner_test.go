@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vmcred/vmcred/credential"
@@ -277,6 +278,44 @@ func TestStop(t *testing.T) {
 			t.Errorf("systemd was not told: %q", f.states)
 		}
 	}
+}
+
+// What takes longer than a second is said: at the start, and at the end.
+func TestWhatTakesLongIsSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &scripted{ignore: []string{"power button", "quit"}}
+		f := setUp(t, d, map[string]string{"host-a": "x"})
+		said := make(chan string, 20)
+		f.o.Log = slog.New(slog.NewTextHandler(sayTo(said), nil))
+		hear := func(text string) {
+			for line := range said {
+				if strings.Contains(line, text) {
+					return
+				}
+			}
+		}
+		d.booted = func(int, *delivery.Payload) { hear("still starting x") }
+		ctx, cancel := context.WithCancel(t.Context())
+		f.o.Notify = func(s string) {
+			if strings.HasPrefix(s, "READY=1") {
+				cancel()
+			}
+		}
+		if _, err := Run(ctx, f.o); err != nil {
+			t.Error(err)
+		}
+		hear("pressing the power button, the guest has 1m0s")
+		hear("the guest did not power off in 1m0s: asking x to end")
+		hear("x did not end in 5s: killing it")
+	})
+}
+
+// sayTo passes each line of a log on.
+type sayTo chan<- string
+
+func (c sayTo) Write(b []byte) (int, error) {
+	c <- string(b)
+	return len(b), nil
 }
 
 func TestSecondStartIsRefused(t *testing.T) {

@@ -140,6 +140,7 @@ type Static struct {
 
 // Pos is a place in a file. Line and Column count from 1; 0 means unknown.
 type Pos struct {
-	File         string
-	Line, Column int
+	File   string `json:"file,omitempty"`
+	Line   int    `json:"line,omitempty"`
+	Column int    `json:"column,omitempty"`
 }

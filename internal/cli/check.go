@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -83,6 +84,9 @@ func (a *app) findings(c *cobra.Command, spec *vm.Spec, sources *sourceFlags) (v
 			problems = append(problems, *p)
 		}
 	}
+	if present == nil {
+		problems = append(problems, unseen(spec)...)
+	}
 	var units []*unit.Unit
 	if len(spec.Guest.Units) > 0 {
 		found, more := unit.Load(spec.Guest.Units)
@@ -126,6 +130,24 @@ func (a *app) present(c *cobra.Command, spec *vm.Spec, f *sourceFlags) ([]string
 	return append([]string{}, names...), nil
 }
 
+// unseen says which credentials nobody could look for.
+func unseen(spec *vm.Spec) vm.Problems {
+	var names []string
+	for _, cr := range spec.Credentials {
+		if cr.Source.Kind == vm.SourceUnit {
+			names = append(names, cr.Host)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	return vm.Problems{{
+		Severity: vm.Note, Pos: vm.Pos{File: spec.File}, Field: "credentials",
+		Message: strings.Join(names, ", ") + " not looked for: " + spec.Unit + " brings it by LoadCredential=",
+		Hint:    "where the values are at hand: vmcred check --credentials DIR",
+	}}
+}
+
 // readable says what keeps a credential's own source from being read.
 func (a *app) readable(cr vm.Credential, present []string) *vm.Problem {
 	for _, name := range present {
@@ -158,20 +180,24 @@ func (a *app) readable(cr vm.Credential, present []string) *vm.Problem {
 }
 
 type checked struct {
-	VM       string         `json:"vm"`
-	OK       bool           `json:"ok"`
-	Problems []checkProblem `json:"problems"`
+	VM       string        `json:"vm"`
+	OK       bool          `json:"ok"`
+	Problems []problemJSON `json:"problems"`
 }
 
-type checkProblem struct {
+type problemJSON struct {
 	Severity string `json:"severity"`
 	vm.Problem
 }
 
 func checkResult(arg string, problems vm.Problems) checked {
-	out := checked{VM: arg, OK: len(problems.Fatal()) == 0, Problems: []checkProblem{}}
+	return checked{VM: arg, OK: len(problems.Fatal()) == 0, Problems: withSeverity(problems)}
+}
+
+func withSeverity(problems vm.Problems) []problemJSON {
+	out := []problemJSON{}
 	for _, p := range problems {
-		out.Problems = append(out.Problems, checkProblem{p.Severity.String(), p})
+		out = append(out, problemJSON{p.Severity.String(), p})
 	}
 	return out
 }

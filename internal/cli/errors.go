@@ -3,11 +3,12 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
-	"strings"
 
 	"github.com/vmcred/vmcred/runner"
 	"github.com/vmcred/vmcred/vm"
@@ -23,11 +24,21 @@ func (e *shownError) Error() string { return fmt.Sprintf("exit status %d", e.cod
 
 // exitCode shows an error to the user, with its hint, and returns the code for it.
 func (a *app) exitCode(err error) int {
+	var shown *shownError
+	switch problems := refusedFor(err); {
+	case err == nil, errors.Is(err, errRebooted), errors.As(err, &shown):
+	case len(problems) > 0:
+		a.showProblems(a.stderr, problems)
+	default:
+		a.showError(err)
+	}
+	return codeOf(err)
+}
+
+func codeOf(err error) int {
 	var (
-		shown   *shownError
-		refused *runner.RefusedError
-		list    vm.Problems
-		failed  *runner.FailedError
+		shown *shownError
+		usage *usageError
 	)
 	switch {
 	case err == nil:
@@ -36,36 +47,63 @@ func (a *app) exitCode(err error) int {
 		return exitRebooted
 	case errors.As(err, &shown):
 		return shown.code
-	case errors.As(err, &refused):
-		a.showProblems(a.stderr, refused.Problems)
+	case len(refusedFor(err)) > 0:
 		return exitRefused
-	case errors.As(err, &list):
-		a.showProblems(a.stderr, list)
-		return exitRefused
-	case errors.As(err, &failed):
-		a.showError(err)
-		return exitFailed
-	case isUsage(err):
-		a.showError(err)
+	case errors.As(err, &usage):
 		return exitUsage
 	}
-	a.showError(err)
 	return exitFailed
 }
 
-// isUsage also knows cobra's own errors, which have no type.
-func isUsage(err error) bool {
-	var u *usageError
-	return errors.As(err, &u) || strings.HasPrefix(err.Error(), "unknown command") ||
-		strings.HasPrefix(err.Error(), "unknown flag") || strings.HasPrefix(err.Error(), "invalid argument")
+// refusedFor are the reasons for which a VM was refused; none: it was not.
+func refusedFor(err error) vm.Problems {
+	var refused *runner.RefusedError
+	if errors.As(err, &refused) {
+		return refused.Problems
+	}
+	return nil
+}
+
+// logError is exitCode's words for those who asked for a log in JSON.
+func logError(log *slog.Logger, err error) error {
+	if err == nil || errors.Is(err, errRebooted) {
+		return err
+	}
+	problems := refusedFor(err)
+	for _, p := range problems {
+		logProblem(log, p)
+	}
+	if len(problems) == 0 {
+		log.Error(err.Error(), "hint", hintOf(err))
+	}
+	return &shownError{codeOf(err)}
+}
+
+func logProblem(log *slog.Logger, p vm.Problem) {
+	level := slog.LevelInfo
+	switch p.Severity {
+	case vm.Error:
+		level = slog.LevelError
+	case vm.Warning:
+		level = slog.LevelWarn
+	case vm.Note:
+	}
+	log.Log(context.Background(), level, p.Error(), "hint", p.Hint, "field", p.Field)
+}
+
+func hintOf(err error) string {
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		return h.Hint()
+	}
+	return ""
 }
 
 func (a *app) showError(err error) {
 	st := styleOf(a.stderr, a.getenv)
 	fmt.Fprintf(a.stderr, "vmcred: %s%s\n", st.red("error: "), err)
-	var h interface{ Hint() string }
-	if errors.As(err, &h) && h.Hint() != "" {
-		fmt.Fprintf(a.stderr, "%s%s\n", st.bold("hint: "), h.Hint())
+	if hint := hintOf(err); hint != "" {
+		fmt.Fprintf(a.stderr, "    %s%s\n", st.bold("hint: "), hint)
 	}
 }
 

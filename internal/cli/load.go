@@ -38,12 +38,7 @@ func (a *app) load(arg string) (*vm.Spec, vm.Problems, error) {
 
 // refusedError is one reason not to start, with its hint.
 func refusedError(err error) error {
-	p := vm.Problem{Message: err.Error()}
-	var h interface{ Hint() string }
-	if errors.As(err, &h) {
-		p.Hint = h.Hint()
-	}
-	return &runner.RefusedError{Problems: vm.Problems{p}}
+	return &runner.RefusedError{Problems: vm.Problems{{Message: err.Error(), Hint: hintOf(err)}}}
 }
 
 // driver returns the driver for the VM's hypervisor.

@@ -30,6 +30,24 @@ func (a *app) newLog(format, name string) (*slog.Logger, error) {
 	return nil, fmt.Errorf("unknown log format %q: text, json or auto", format)
 }
 
+// vmmLog is where the hypervisor's own words go: as they are, or as records
+// where somebody reads JSON.
+func (a *app) vmmLog(format string, log *slog.Logger) io.Writer {
+	if format != "json" {
+		return a.stderr
+	}
+	return &lineLog{log}
+}
+
+type lineLog struct{ log *slog.Logger }
+
+func (l *lineLog) Write(b []byte) (int, error) {
+	for line := range strings.Lines(string(b)) {
+		l.log.Info(strings.TrimRight(line, "\r\n"), "from", "hypervisor")
+	}
+	return len(b), nil
+}
+
 func (a *app) textHandler(name string) *textHandler {
 	return &textHandler{w: a.stderr, style: styleOf(a.stderr, a.getenv), name: name}
 }

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -37,13 +38,15 @@ long they are, shows none, and starts nothing.`,
 		Args:              oneVM,
 		ValidArgsFunction: a.completeVM,
 		RunE: func(c *cobra.Command, args []string) error {
+			if asJSON && print {
+				return &usageError{command: c, err: errors.New("--json and --command are two outputs: ask for one")}
+			}
 			return a.plan(c, args[0], &sources, asJSON, print)
 		},
 	}
 	sources.add(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.Flags().BoolVar(&print, "command", false, "print the hypervisor's command line; values are not on it")
-	c.MarkFlagsMutuallyExclusive("json", "command")
 	return c
 }
 
@@ -132,8 +135,8 @@ func planJSON(w io.Writer, spec *vm.Spec, p *runner.Prepared, warnings vm.Proble
 		Hypervisor string          `json:"hypervisor"`
 		Info       hypervisor.Info `json:"info"`
 		Plan       delivery.Plan   `json:"plan"`
-		Warnings   vm.Problems     `json:"warnings,omitempty"`
-	}{spec.Name, spec.Hypervisor, p.Info, p.Plan, warnings})
+		Warnings   []problemJSON   `json:"warnings"`
+	}{spec.Name, spec.Hypervisor, p.Info, p.Plan, withSeverity(warnings)})
 }
 
 // quoteCommand quotes an argument vector for a POSIX shell.

@@ -7,11 +7,15 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vmcred/vmcred/vm"
 )
 
 // The exit codes, the same in every command.
@@ -46,6 +50,10 @@ func Main(argv []string) int {
 	return a.exitCode(root.ExecuteContext(ctx))
 }
 
+// oneSignal is how long after the first a second signal means the same: timeout(1)
+// sends two at once, and nobody pressed Ctrl-C twice.
+const oneSignal = 300 * time.Millisecond
+
 // signals returns a context that the first SIGTERM, SIGINT or SIGHUP cancels.
 // The second closes force.
 func (a *app) signals() (context.Context, func()) {
@@ -55,7 +63,9 @@ func (a *app) signals() (context.Context, func()) {
 	go func() {
 		<-ch
 		cancel()
-		<-ch
+		for first := time.Now(); time.Since(first) < oneSignal; {
+			<-ch
+		}
 		close(a.force)
 	}()
 	return ctx, cancel
@@ -71,13 +81,24 @@ func (a *app) tree() *cobra.Command {
 		Use:   "vmcred",
 		Short: "start microVMs and hand each one its secrets as it starts",
 		Long: `vmcred starts microVMs and hands each one its secrets at the moment it starts,
-through memory alone, into the guest's own systemd credentials.`,
+through memory alone, into the guest's own systemd credentials.
+
+Exit status: 0 done; 1 it failed, and trying again may help; 2 the command line
+is wrong; 78 refused, and trying again will not help; 133 the guest rebooted.`,
+		Example: `  vmcred check test-vm     is anything wrong?
+  vmcred plan test-vm      what would it get, and how?
+  vmcred run test-vm`,
+		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
-		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+		Args:          knownCommand,
+		RunE: func(c *cobra.Command, _ []string) error {
+			c.SetOut(a.stderr)
+			return errors.Join(c.Help(), &shownError{exitUsage})
+		},
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{c, err} })
+	root.SetVersionTemplate("vmcred {{.Version}}\n")
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{command: c, err: err} })
 	root.AddGroup(
 		&cobra.Group{ID: "run", Title: "Run a VM:"},
 		&cobra.Group{ID: "look", Title: "Look before you start:"},
@@ -86,36 +107,97 @@ through memory alone, into the guest's own systemd credentials.`,
 	for group, commands := range map[string][]*cobra.Command{
 		"run":   {a.runCommand()},
 		"look":  {a.checkCommand(), a.planCommand()},
-		"setup": {a.unitsCommand(), a.versionCommand()},
+		"setup": {a.unitsCommand(), a.completionCommand(), a.versionCommand(), helpCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group
 			root.AddCommand(c)
+			if c.Name() == "help" {
+				root.SetHelpCommand(c)
+			}
 		}
 	}
-	root.SetCompletionCommandGroupID("setup")
-	root.SetHelpCommandGroupID("setup")
+	root.CompletionOptions.DisableDefaultCmd = true
 	return root
+}
+
+// helpCommand is cobra's, but a word that is no command is an error.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "show the help of a command",
+		Long:  "Show the help of a command, the same as with --help.",
+		ValidArgsFunction: func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return commandNames(c.Root()), cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			found, rest, err := c.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return knownCommand(c.Root(), args)
+			}
+			found.InitDefaultHelpFlag()
+			return found.Help()
+		},
+	}
+}
+
+// knownCommand reports a word that is no command.
+func knownCommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	e := &usageError{command: c, err: fmt.Errorf("there is no command %q", args[0])}
+	if near := vm.Nearest(args[0], commandNames(c)); near != "" {
+		e.hint = "did you mean '" + c.CommandPath() + " " + near + "'?"
+	}
+	return e
+}
+
+func commandNames(c *cobra.Command) []string {
+	var names []string
+	for _, sub := range c.Commands() {
+		if sub.IsAvailableCommand() || sub.Name() == "help" {
+			names = append(names, sub.Name())
+		}
+	}
+	return names
 }
 
 // usageError is a command line that is wrong.
 type usageError struct {
 	command *cobra.Command
 	err     error
+	hint    string // empty: the command's own help
 }
 
 func (e *usageError) Error() string { return e.err.Error() }
 
-// Hint names the command's own help.
-func (e *usageError) Hint() string { return "see '" + e.command.CommandPath() + " --help'" }
+// Hint names what was meant, or the command's own help.
+func (e *usageError) Hint() string {
+	if e.hint != "" {
+		return e.hint
+	}
+	return "see '" + e.command.CommandPath() + " --help'"
+}
+
+// noArgs wants none.
+func noArgs(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return &usageError{command: c, err: fmt.Errorf("%q is one word too many", args[0])}
+	}
+	return nil
+}
 
 // oneVM wants exactly one VM, by name or path.
 func oneVM(c *cobra.Command, args []string) error {
 	switch {
 	case len(args) == 0:
-		return &usageError{c, errors.New("which VM? give its name, or the path of its file")}
+		return &usageError{command: c, err: errors.New("which VM? give its name, or the path of its file")}
 	case len(args) > 1:
-		return &usageError{c, errors.New("one VM at a time")}
+		return &usageError{command: c, err: errors.New("one VM at a time")}
 	}
 	return nil
 }

@@ -3,6 +3,11 @@
 package cli
 
 import (
+	"io"
+	"log/slog"
+	"path/filepath"
+	"strings"
+
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
@@ -41,6 +46,24 @@ will not help; 133 the guest rebooted (in a unit; elsewhere it starts anew).`,
 }
 
 func (a *app) run(c *cobra.Command, arg string, sources *sourceFlags, format string) error {
+	log, err := a.newLog(format, vmName(arg))
+	if err != nil {
+		return &usageError{command: c, err: err}
+	}
+	err = a.runVM(c, arg, sources, log, a.vmmLog(format, log))
+	if format == "json" {
+		return logError(log, err)
+	}
+	return err
+}
+
+// vmName is the name in the log, also for a file that cannot be read.
+func vmName(arg string) string {
+	base := filepath.Base(arg)
+	return strings.TrimSuffix(base, filepath.Ext(base))
+}
+
+func (a *app) runVM(c *cobra.Command, arg string, sources *sourceFlags, log *slog.Logger, vmmLog io.Writer) error {
 	spec, warnings, err := a.load(arg)
 	if err != nil {
 		return err
@@ -52,20 +75,18 @@ func (a *app) run(c *cobra.Command, arg string, sources *sourceFlags, format str
 	if o.Identity, err = a.identity(spec); err != nil {
 		return err
 	}
-	if o.Log, err = a.newLog(format, spec.Name); err != nil {
-		return &usageError{c, err}
-	}
 	for _, w := range warnings {
-		o.Log.Warn(w.Error(), "hint", w.Hint, "field", w.Field)
+		logProblem(log, w)
 	}
-	o.Console, o.VMMLog = a.stdout, a.stderr
+	o.Log, o.Console, o.VMMLog = log, a.stdout, vmmLog
 	o.Notify = func(state string) {
 		if _, err := daemon.SdNotify(false, state); err != nil {
-			o.Log.Warn("systemd was not told", "state", state, "error", err)
+			log.Warn("systemd was not told", "state", state, "error", err)
 		}
 	}
 	out, err := runner.Run(c.Context(), o)
 	if err == nil && out == runner.Rebooted {
+		log.Info("the guest rebooted: systemd starts the unit anew, with the values of then")
 		return errRebooted
 	}
 	return err

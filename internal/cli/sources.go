@@ -21,8 +21,8 @@ type sourceFlags struct {
 }
 
 func (f *sourceFlags) add(c *cobra.Command) {
-	c.Flags().StringVar(&f.dir, "credentials", "", "read credentials from the files of `DIR`, before any other source")
-	c.Flags().StringArrayVar(&f.pairs, "load-credential", nil, "read one credential: `ID:PATH`; may be repeated")
+	c.Flags().StringVar(&f.dir, "credentials", "", "read credentials from the files of `DIR`, before $CREDENTIALS_DIRECTORY and the VM's file")
+	c.Flags().StringArrayVar(&f.pairs, "load-credential", nil, "read the credential ID from the file PATH, before any other source: `ID:PATH`; may be repeated")
 	_ = c.MarkFlagDirname("credentials")
 }
 
@@ -32,11 +32,14 @@ func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (func(*sec
 	pairs := make(map[string]string)
 	for _, p := range f.pairs {
 		id, path, ok := strings.Cut(p, ":")
-		if !ok || path == "" || credential.CheckName(id) != nil {
-			return nil, &usageError{c, fmt.Errorf("--load-credential %q is not ID:PATH", p)}
+		if !ok || path == "" {
+			return nil, &usageError{command: c, err: fmt.Errorf("--load-credential %q is not ID:PATH", p)}
+		}
+		if err := credential.CheckName(id); err != nil {
+			return nil, &usageError{command: c, err: fmt.Errorf("--load-credential: %w", err)}
 		}
 		if _, twice := pairs[id]; twice {
-			return nil, &usageError{c, fmt.Errorf("--load-credential names %s twice", id)}
+			return nil, &usageError{command: c, err: fmt.Errorf("--load-credential names %s twice", id)}
 		}
 		abs, err := filepath.Abs(path)
 		if err != nil {
@@ -60,8 +63,10 @@ func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (func(*sec
 	}
 	return func(arena *secret.Arena) (credential.Source, error) {
 		var sources []credential.Source
+		var given []string
 		if len(pairs) > 0 {
 			sources = append(sources, credential.Files(arena, pairs))
+			given = append(given, "--load-credential")
 		}
 		for _, dir := range dirs {
 			if dir == "" {
@@ -72,10 +77,25 @@ func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (func(*sec
 				return nil, err
 			}
 			sources = append(sources, s)
+			given = append(given, s.String())
 		}
 		if len(files) > 0 {
 			sources = append(sources, credential.Files(arena, files))
 		}
-		return credential.Chain(sources...), nil
+		return &givenSource{credential.Chain(sources...), given}, nil
 	}, nil
+}
+
+// givenSource names in messages only what this start was given: the VM's own
+// files hold nothing but what the VM's file declares.
+type givenSource struct {
+	credential.Source
+	given []string
+}
+
+func (s *givenSource) String() string {
+	if len(s.given) == 0 {
+		return "any source: --load-credential, --credentials and $CREDENTIALS_DIRECTORY are not given"
+	}
+	return strings.Join(s.given, ", ")
 }
