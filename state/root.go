@@ -55,7 +55,12 @@ func makeRoot(root string) error {
 		// Units run as other users keep their own directories below it.
 		mode = 0o755
 	}
-	if err := os.Mkdir(root, mode); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(root, mode); err == nil {
+		// Whatever the umask: a closed one would keep every unit out.
+		if err := os.Chmod(root, mode); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return checkOwner(root)

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func acquire(t *testing.T, root, name string) *Claim {
@@ -151,5 +153,17 @@ func TestRoot(t *testing.T) {
 	var none *NoRuntimeDirError
 	if _, err := Root(4_000_000, env(nil)); !errors.As(err, &none) {
 		t.Errorf("no runtime directory: %v", err)
+	}
+}
+
+func TestRootIsOpenWhateverTheUmask(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "vmcred")
+	old := unix.Umask(0o777)
+	defer unix.Umask(old)
+	if err := makeRoot(root); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Stat(root); err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("%v %v, want 0700", st.Mode(), err)
 	}
 }

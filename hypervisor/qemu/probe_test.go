@@ -31,7 +31,7 @@ const says = "echo 'QEMU emulator version %s (Debian 1:7.2+dfsg)'"
 
 func TestProbeRemembers(t *testing.T) {
 	path, starts := script(t, fmt.Sprintf(says, "8.2.1"))
-	cache := filepath.Join(t.TempDir(), "cache")
+	cache := t.TempDir()
 	probe := func(want string, total int) {
 		t.Helper()
 		info, err := New(Options{Path: path, CacheDir: cache}).Probe(t.Context())
@@ -126,6 +126,14 @@ func TestProbeFinds(t *testing.T) {
 	}
 	if names, _ := filepath.Glob("*.json"); names != nil {
 		t.Errorf("remembered in the working directory: %v", names)
+	}
+	// Made with our mode, it would keep every unit's user out.
+	t.Setenv("PATH", filepath.Dir(path))
+	if _, err := New(Options{CacheDir: "missing"}).Probe(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat("missing"); err == nil {
+		t.Error("a missing directory was made")
 	}
 	t.Setenv("PATH", ".")
 	if _, err := New(Options{}).Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "working directory") {

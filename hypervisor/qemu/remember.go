@@ -73,13 +73,14 @@ func recall(dir string, id identity) (string, bool) {
 }
 
 // remember writes the fact, atomically. Failing to only costs the next start a
-// process, so it is not an error.
+// process, so it is not an error. The directory is others' to make: units of
+// other users have theirs in it.
 func remember(dir string, id identity, line string) {
 	if dir == "" || id.Boot == "" {
 		return
 	}
 	b, err := json.Marshal(fact{Of: id, Version: line})
-	if err != nil || len(b) > factMax || os.MkdirAll(dir, 0o700) != nil {
+	if err != nil || len(b) > factMax {
 		return
 	}
 	f, err := os.CreateTemp(dir, factFile+".*") // mode 0600
