@@ -170,12 +170,15 @@ func sourceError(name, path string, err error) error {
 	e := &SourceError{Name: name, Path: path, Err: err}
 	var trust *trustError
 	var large *secret.TooLargeError
+	var lock *secret.LockError
 	var hinted interface{ Hint() string }
 	switch {
 	case errors.As(err, &trust):
 		e.hint = trust.hint
 	case errors.As(err, &large):
 		e.hint = "a guest's systemd takes credentials of at most 1 MiB: is this the right file?"
+	case errors.As(err, &lock): // its EPERM is not the file's
+		e.hint = lock.Hint()
 	case errors.Is(err, fs.ErrNotExist):
 		e.Missing = true
 		e.hint = "check the path; if something else makes this file, that has to run before the VM starts"
