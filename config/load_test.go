@@ -242,3 +242,14 @@ func TestTooLarge(t *testing.T) {
 		}
 	}
 }
+
+// What decodes and does nothing yet says so.
+func TestAutostartIsNotRead(t *testing.T) {
+	_, problems := Parse("/x/a.yaml", []byte(least+"autostart: true\n"))
+	if len(problems) != 1 || problems[0].Severity != vm.Warning || problems[0].Hint != "systemctl enable vmcred@a.service" {
+		t.Errorf("%+v", problems)
+	}
+	if _, problems := Parse("/x/a.yaml", []byte(least+"autostart: false\n")); len(problems) > 0 {
+		t.Errorf("%+v", problems)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/vmcred/vmcred/credential"
 	"github.com/vmcred/vmcred/delivery"
@@ -47,6 +48,7 @@ func prepare(ctx context.Context, o Options, arena *secret.Arena) (*Prepared, er
 		problems = append(problems, vm.Problem{Message: err.Error(), Hint: hintOf(err)})
 	} else {
 		set, more := Collect(ctx, o.Spec, src)
+		_ = src.Close() // only read from: nothing to lose
 		p.Set = set
 		problems = append(problems, more...)
 	}
@@ -72,7 +74,12 @@ func Problems(o Options, info hypervisor.Info) vm.Problems {
 	problems := vm.Problems(o.Driver.Check(o.Spec, info))
 	// Root without an identity only looks: no VMM would run as root.
 	if ac, ok := o.Driver.(hypervisor.AccessChecker); ok && (o.Identity != nil || os.Geteuid() != 0) {
-		problems = append(problems, ac.CheckAccess(o.Spec, info, o.Identity)...)
+		for _, p := range ac.CheckAccess(o.Spec, info, o.Identity) {
+			// What is not there at all both say: once is enough.
+			if !slices.ContainsFunc(problems, func(q vm.Problem) bool { return q.Field == p.Field && q.Message == p.Message }) {
+				problems = append(problems, p)
+			}
+		}
 	}
 	return problems
 }

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package runner
+
+import (
+	"os"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/internal/launch"
+	"github.com/vmcred/vmcred/vm"
+)
+
+// guarded is a driver that also knows what a user may open.
+type guarded struct {
+	scripted
+	access []vm.Problem
+}
+
+func (d *guarded) CheckAccess(*vm.Spec, hypervisor.Info, *launch.Identity) []vm.Problem {
+	return d.access
+}
+
+func TestWhatIsMissingIsSaidOnce(t *testing.T) {
+	gone := vm.Problem{Field: "disks[0].path", Message: "/x: no such file or directory"}
+	closed := vm.Problem{Field: "boot.kernel", Message: "/k: this user may not read it", Hint: "chmod"}
+	d := &guarded{scripted: scripted{problems: []vm.Problem{gone}}}
+	d.access = []vm.Problem{{Field: gone.Field, Message: gone.Message, Hint: "chmod"}, closed}
+	o := Options{Spec: &vm.Spec{}, Driver: d, Identity: &launch.Identity{UID: uint32(os.Getuid() + 1), GID: 1}}
+	if diff := cmp.Diff(vm.Problems{gone, closed}, Problems(o, hypervisor.Info{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
