@@ -5,6 +5,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -16,12 +17,12 @@ import (
 // of at most 31 bytes.
 const MaxName = 23
 
-const nameLetters = "abcdefghijklmnopqrstuvwxyz0123456789-"
+var nameForm = regexp.MustCompile(`^[a-z0-9-]{1,23}$`)
 
 // CheckName tells why name cannot be a VM's name; nil if it can.
 func CheckName(name string) error {
 	switch {
-	case name == "" || len(name) > MaxName || strings.Trim(name, nameLetters) != "":
+	case !nameForm.MatchString(name):
 		return fmt.Errorf("%q cannot be a VM's name: it must be 1 to %d characters of a-z, 0-9 and \"-\"", name, MaxName)
 	case name[0] == '-' || name[len(name)-1] == '-':
 		return fmt.Errorf("%q cannot be a VM's name: it must not begin or end with \"-\"", name)
@@ -30,7 +31,7 @@ func CheckName(name string) error {
 }
 
 // unitForm is a service's name as systemd has it (systemd.unit(5)).
-var unitForm = pattern(`^[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]+)?\.service$`)
+var unitForm = regexp.MustCompile(`^[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]+)?\.service$`)
 
 // validate checks what the types cannot say.
 func (d *decoder) validate() {
@@ -96,7 +97,7 @@ func (d *decoder) validateUnit() {
 	switch {
 	case strings.HasSuffix(u, "@.service"):
 		d.fail("unit", "write the instance's name after the @", "%q is a template, not a unit that can run", u)
-	case u != DefaultUnit(d.spec.Name) && (!unitForm().MatchString(u) || len(u) > 255):
+	case !unitForm.MatchString(u) || len(u) > 255:
 		d.fail("unit", "the default is "+DefaultUnit("NAME"), "%q is not the name of a service", u)
 	}
 }
