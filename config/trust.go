@@ -166,15 +166,19 @@ func (w *walk) open(fd int, name string, st *unix.Stat_t) (*os.File, error) {
 // judge refuses what others can write. An owner who is neither root nor the
 // running user could change it whatever its mode says now.
 func (w *walk) judge(path string, st *unix.Stat_t, modeIsFine bool) error {
+	what := path
+	if path == w.file {
+		what = "this file" // whose path stands before the message
+	}
 	if st.Uid != 0 && st.Uid != w.uid {
 		return &FindError{
-			Message: fmt.Sprintf("%s belongs to user %d, who could change it", path, st.Uid),
+			Message: fmt.Sprintf("%s belongs to user %d, who could change it", what, st.Uid),
 			Tip:     fmt.Sprintf("it must belong to root or to the user who runs this (%d)", w.uid),
 		}
 	}
 	if !modeIsFine && st.Mode&0o022 != 0 {
 		return &FindError{
-			Message: fmt.Sprintf("%s can be written by others (mode %04o)", path, st.Mode&0o7777),
+			Message: fmt.Sprintf("%s can be written by others (mode %04o)", what, st.Mode&0o7777),
 			Tip:     "chmod go-w " + path,
 		}
 	}

@@ -65,7 +65,7 @@ func TestWritableByOthers(t *testing.T) {
 		if err := os.Chmod(file, mode); err != nil {
 			t.Fatal(err)
 		}
-		loads(t, file, "vm.yaml can be written by others")
+		loads(t, file, "this file can be written by others")
 	}
 	if err := os.Chmod(file, 0o600); err != nil {
 		t.Fatal(err)
@@ -144,10 +144,10 @@ func TestForeignOwner(t *testing.T) {
 	link(t, file, in("tmp/ours.yaml"))
 	chown(in("tmp/theirs.yaml"))
 	loads(t, in("tmp/ours.yaml"), "")
-	loads(t, in("tmp/theirs.yaml"), "belongs to user 12345")
+	loads(t, in("tmp/theirs.yaml"), "this file belongs to user 12345")
 	write(t, in("tmp/file.yaml"), least)
 	chown(in("tmp/file.yaml"))
-	loads(t, in("tmp/file.yaml"), "file.yaml belongs to user 12345")
+	loads(t, in("tmp/file.yaml"), "this file belongs to user 12345")
 	chown(in("a"))
 	loads(t, file, "/a belongs to user 12345")
 }

@@ -11,7 +11,8 @@ import (
 
 // Nearest returns the one of known that a person who wrote word probably
 // meant, for hints, or "" when none is close: at most a third of the letters
-// differ, case and the difference between "-", "_" and "." left aside.
+// differ, case and the difference between "-", "_" and "." left aside. Letters
+// that only changed places count as one that differs.
 func Nearest(word string, known []string) string {
 	fold := strings.NewReplacer("_", "-", ".", "-")
 	w := fold.Replace(strings.ToLower(word))
@@ -22,10 +23,21 @@ func Nearest(word string, known []string) string {
 		if k == word {
 			continue
 		}
-		d := levenshtein.ComputeDistance(w, fold.Replace(strings.ToLower(k)))
+		folded := fold.Replace(strings.ToLower(k))
+		d := levenshtein.ComputeDistance(w, folded)
+		if d == 2 && letters(w) == letters(folded) {
+			d = 1
+		}
 		if d < bestDist && d < len([]rune(k)) {
 			best, bestDist = k, d
 		}
 	}
 	return best
+}
+
+// letters are a word's own, sorted.
+func letters(word string) string {
+	r := []rune(word)
+	slices.Sort(r)
+	return string(r)
 }

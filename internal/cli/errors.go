@@ -3,12 +3,14 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 
 	"github.com/vmcred/vmcred/runner"
 	"github.com/vmcred/vmcred/vm"
@@ -118,13 +120,13 @@ func (a *app) showProblems(w *os.File, problems vm.Problems) {
 // listProblems prints every problem with its hint, worst first.
 func (a *app) listProblems(w *os.File, problems vm.Problems) {
 	st := styleOf(w, a.getenv)
-	for _, sev := range []vm.Severity{vm.Error, vm.Warning, vm.Note} {
-		for _, p := range problems {
-			if p.Severity == sev {
-				showProblem(w, st, p)
-			}
-		}
+	for _, p := range worstFirst(problems) {
+		showProblem(w, st, p)
 	}
+}
+
+func worstFirst(problems vm.Problems) vm.Problems {
+	return slices.SortedStableFunc(slices.Values(problems), func(a, b vm.Problem) int { return cmp.Compare(a.Severity, b.Severity) })
 }
 
 func showProblem(w io.Writer, st style, p vm.Problem) {

@@ -118,13 +118,24 @@ func usage(p delivery.Plan) []string {
 		if l.Items == 0 {
 			continue
 		}
-		line := fmt.Sprintf("%s: %d of %d bytes", l.Channel, l.Bytes, l.BytesMax)
+		line := fmt.Sprintf("%s: %s", l.Channel, filled(l.Bytes, l.BytesMax, "byte"))
+		if l.ItemsMax > 0 {
+			line += ", " + filled(l.Items, l.ItemsMax, "item")
+		}
 		if l.Needs != "" {
 			line += "; the guest needs " + l.Needs
 		}
 		out = append(out, line)
 	}
 	return out
+}
+
+// filled leaves out a limit that there is not.
+func filled(n, most int, what string) string {
+	if most == 0 {
+		return count(n, what)
+	}
+	return fmt.Sprintf("%d of %s", n, count(most, what))
 }
 
 func planJSON(w io.Writer, spec *vm.Spec, p *runner.Prepared, warnings vm.Problems) error {

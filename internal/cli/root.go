@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -97,6 +98,8 @@ is wrong; 78 refused, and trying again will not help; 133 the guest rebooted.`,
 			return errors.Join(c.Help(), &shownError{exitUsage})
 		},
 	}
+	// "vmcred" alone does nothing: its usage does not show it.
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
 	root.SetVersionTemplate("vmcred {{.Version}}\n")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{command: c, err: err} })
 	root.AddGroup(
@@ -139,6 +142,7 @@ func helpCommand() *cobra.Command {
 				return knownCommand(c.Root(), args)
 			}
 			found.InitDefaultHelpFlag()
+			found.InitDefaultVersionFlag()
 			return found.Help()
 		},
 	}
