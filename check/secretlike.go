@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/vmcred/vmcred/vm"
@@ -47,43 +48,50 @@ func (c *checker) cmdline() {
 	}
 }
 
+// pattern is compiled when a name or value is first looked at: most runs of the
+// program look at none.
+func pattern(expr string) func(string) bool {
+	compiled := sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+	return func(s string) bool { return compiled().MatchString(s) }
+}
+
 // tokens are the beginnings of values that are secret whatever they are called.
-var tokens = regexp.MustCompile(`^(AGE-SECRET-KEY-|gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|sk[-_](live|test|ant|proj)|` +
+var tokens = pattern(`^(AGE-SECRET-KEY-|gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|sk[-_](live|test|ant|proj)|` +
 	`(AKIA|ASIA)[A-Z0-9]{16}$|AIza[A-Za-z0-9_-]{35}|eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.|hv[sb]\.|npm_|pypi-|dop_v1_|SG\.)`)
 
 var (
-	privateKey = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY`)
-	hash       = regexp.MustCompile(`^\$(1|2[aby]?|5|6|y|7|argon2[a-z]*)\$`)
+	privateKey = pattern(`-----BEGIN [A-Z ]*PRIVATE KEY`)
+	hash       = pattern(`^\$(1|2[aby]?|5|6|y|7|argon2[a-z]*)\$`)
 	// tells are words in a name; publics are words that take it back.
-	tells   = regexp.MustCompile(`(?i)(^|[-_.])(pass|passwd|password|passphrase|pwd|secret|secrets|token|apikey|key|privkey|credential|credentials)([-_.]|$)`)
-	publics = regexp.MustCompile(`(?i)(^|[-_.])(public|pub|id|ids|file|path|dir|name|ttl|url|uri|endpoint|type|length|size|policy|expiry|count|keys?map|authorized|enabled?|commit|rev|revision|hash|sha\d*|digest|checksum|fingerprint|uuid)([-_.]|$)`)
+	tells   = pattern(`(?i)(^|[-_.])(pass|passwd|password|passphrase|pwd|secret|secrets|token|apikey|key|privkey|credential|credentials)([-_.]|$)`)
+	publics = pattern(`(?i)(^|[-_.])(public|pub|id|ids|file|path|dir|name|ttl|url|uri|endpoint|type|length|size|policy|expiry|count|keys?map|authorized|enabled?|commit|rev|revision|hash|sha\d*|digest|checksum|fingerprint|uuid)([-_.]|$)`)
 	// tame is what a setting looks like: a number, a path, a public key …
-	tame    = regexp.MustCompile(`^([0-9.]+[a-zA-Z]{0,3}|true|false|yes|no|on|off|/.*|ssh-[a-z0-9-]+ .*|ecdsa-[a-z0-9-]+ .*|age1[a-z0-9]+|sha(256|512)[:-].*)$`)
-	hexLong = regexp.MustCompile(`^[0-9a-fA-F]{32,}$`)
-	word64  = regexp.MustCompile(`^[A-Za-z0-9+/_-]{20,}={0,2}$`)
+	tame    = pattern(`^([0-9.]+[a-zA-Z]{0,3}|true|false|yes|no|on|off|/.*|ssh-[a-z0-9-]+ .*|ecdsa-[a-z0-9-]+ .*|age1[a-z0-9]+|sha(256|512)[:-].*)$`)
+	hexLong = pattern(`^[0-9a-fA-F]{32,}$`)
+	word64  = pattern(`^[A-Za-z0-9+/_-]{20,}={0,2}$`)
 )
 
 // secretLike says in a few words why a value that should be public looks like a
 // secret, or "". The words hold nothing of the value.
 func secretLike(name, value string) string {
-	public := publics.MatchString(name)
+	public := publics(name)
 	v := strings.TrimSpace(value)
 	switch {
-	case privateKey.MatchString(v):
+	case privateKey(v):
 		return "it is a private key"
-	case tokens.MatchString(v):
+	case tokens(v):
 		return "it begins as an access token does"
-	case hash.MatchString(v):
+	case hash(v):
 		return "it is the hash of a password"
 	case urlPassword(v):
 		return "it is an address with a password in it"
-	case v == "" || tame.MatchString(v) || public:
+	case v == "" || tame(v) || public:
 		return ""
-	case tells.MatchString(name):
+	case tells(name):
 		return "its name says so"
-	case hexLong.MatchString(v) && entropy(v) > 3:
+	case hexLong(v) && entropy(v) > 3:
 		return "it is a long random number"
-	case word64.MatchString(v) && mixed(v) && entropy(v) > 3.6:
+	case word64(v) && mixed(v) && entropy(v) > 3.6:
 		return "it is a long random word"
 	}
 	return ""

@@ -28,6 +28,9 @@ func (d *decoder) credential(path string, n *node, c *vm.Credential) {
 		d.fail(path, hint, "this must be a mapping that says where the value comes from, not %s", n.what())
 		return
 	}
+	if n.kind == kindMapping && len(n.pairs) == 0 {
+		return // {}: the unit's own
+	}
 	for _, p := range n.pairs {
 		if slices.Contains([]string{"value", "text", "content", "data", "secret", "literal", "plain"}, p.key) {
 			d.at[join(path, p.key)] = p.pos
@@ -49,12 +52,12 @@ func (d *decoder) credential(path string, n *node, c *vm.Credential) {
 		"allow-empty": d.boolean(&c.AllowEmpty),
 	})
 	var given []string
-	for _, k := range sourceKeys() {
-		if d.has(join(path, k)) {
-			given = append(given, k)
+	for _, p := range n.pairs {
+		if slices.Contains(sourceKeys(), p.key) {
+			given = append(given, p.key)
 		}
 	}
-	if len(given) > 1 {
+	if slices.Sort(given); len(given) > 1 {
 		d.fail(path, "keep one of them", "more than one source: %s and %s", given[0], given[1])
 	}
 }

@@ -18,16 +18,16 @@ type decoder struct {
 	file     string
 	dir      string // relative paths in the file start here
 	spec     *vm.Spec
-	at       map[string]vm.Pos   // where each field present in the file has its value
-	said     map[string]bool     // fields that have a problem already
-	accepts  map[string][]string // the keys each mapping may have, by field path
+	at       map[string]vm.Pos // where each field present in the file has its value
+	said     map[string]bool   // fields that have a problem already
+	accepts  map[string]fields // the keys each mapping may have, by field path
 	problems vm.Problems
 }
 
 func newDecoder(file, dir string) *decoder {
 	return &decoder{
 		file: file, dir: dir, spec: &vm.Spec{File: file},
-		at: map[string]vm.Pos{}, said: map[string]bool{}, accepts: map[string][]string{},
+		at: map[string]vm.Pos{}, said: map[string]bool{}, accepts: map[string]fields{},
 	}
 }
 
@@ -88,12 +88,11 @@ func parent(path string) string {
 
 // object reads a mapping with a fixed set of keys.
 func (d *decoder) object(path string, n *node, f fields) {
-	known := slices.Sorted(maps.Keys(f))
-	d.accepts[path] = known
+	d.accepts[path] = f
 	d.pairs(path, n, func(sub string, p pair) {
 		read, ok := f[p.key]
 		if !ok {
-			d.unknown(path, p, known)
+			d.unknown(path, p, slices.Sorted(maps.Keys(f)))
 			return
 		}
 		if p.value.kind == kindScalar && p.value.typ == typeNull {

@@ -4,7 +4,6 @@ package config
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/vmcred/vmcred/credential"
@@ -12,7 +11,7 @@ import (
 )
 
 // varForm is GENERATOR/FILE of a tree of vars.
-var varForm = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
+var varForm = pattern(`^[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
 
 // validateNames checks every credential's names and that each reaches the
 // guest under a name of its own.
@@ -56,7 +55,7 @@ func (d *decoder) validateCredential(path string, c vm.Credential) {
 	}
 	switch c.Source.Kind {
 	case vm.SourceVar:
-		if !varForm.MatchString(c.Source.Path) {
+		if !varForm().MatchString(c.Source.Path) {
 			d.fail(join(path, "var"), "write GENERATOR/FILE, as test-vm-secrets/api-key", "this does not name a generator's file")
 		}
 	case vm.SourceSOPS:

@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -18,11 +19,14 @@ func sizeUnits() map[string]int64 {
 	return map[string]int64{"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 }
 
-var sizeForm = regexp.MustCompile(`^([0-9]+)(B|KiB|MiB|GiB|TiB)?$`)
+// pattern is compiled at its first use: most starts use none.
+func pattern(expr string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expr) })
+}
 
 // looseSize is what people also write; it is refused, with the unit it
 // probably stands for, as "1G" is 10⁹ to one program and 2³⁰ to another.
-var looseSize = regexp.MustCompile(`(?i)^\s*([0-9]+)\s*([kmgt])(i?b?|bytes)?\s*$`)
+var looseSize = pattern(`(?i)^\s*([0-9]+)\s*([kmgt])(i?b?|bytes)?\s*$`)
 
 const sizeHint = "write a whole number and a unit: 512MiB, 2GiB"
 
@@ -33,17 +37,17 @@ func (d *decoder) size(to *int64) func(string, *node) {
 			d.fail(path, sizeHint, "this must be a size, not %s", n.what())
 			return
 		}
-		m := sizeForm.FindStringSubmatch(n.text)
-		if m == nil {
+		number := strings.TrimRight(n.text, "BKMGTi")
+		unit, known := sizeUnits()[n.text[len(number):]]
+		if !isDigits(number) || !known {
 			hint := sizeHint
-			if l := looseSize.FindStringSubmatch(n.text); l != nil {
+			if l := looseSize().FindStringSubmatch(n.text); l != nil {
 				hint = "did you mean " + l[1] + strings.ToUpper(l[2]) + "iB?"
 			}
 			d.fail(path, hint, "%q is not a size", n.text)
 			return
 		}
-		v, err := strconv.ParseInt(m[1], 10, 64)
-		unit := sizeUnits()[m[2]]
+		v, err := strconv.ParseInt(number, 10, 64)
 		if err != nil || v > math.MaxInt64/unit {
 			d.fail(path, "", "%q is more than any machine has", n.text)
 			return

@@ -4,7 +4,6 @@ package config
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/vmcred/vmcred/vm"
 )
@@ -73,12 +72,21 @@ func (n *node) what() string {
 
 // join appends a key to a field path; keys that are not plain are quoted.
 func join(path, key string) string {
-	plain := key != "" && strings.Trim(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") == ""
-	if !plain {
+	if !isPlain(key) {
 		key = fmt.Sprintf("%q", key)
 	}
 	if path == "" {
 		return key
 	}
 	return path + "." + key
+}
+
+func isPlain(key string) bool {
+	for i := range len(key) {
+		c := key[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return key != ""
 }

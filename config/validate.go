@@ -5,7 +5,6 @@ package config
 import (
 	"fmt"
 	"net"
-	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -17,12 +16,12 @@ import (
 // of at most 31 bytes.
 const MaxName = 23
 
-var nameForm = regexp.MustCompile(`^[a-z0-9-]{1,23}$`)
+const nameLetters = "abcdefghijklmnopqrstuvwxyz0123456789-"
 
 // CheckName tells why name cannot be a VM's name; nil if it can.
 func CheckName(name string) error {
 	switch {
-	case !nameForm.MatchString(name):
+	case name == "" || len(name) > MaxName || strings.Trim(name, nameLetters) != "":
 		return fmt.Errorf("%q cannot be a VM's name: it must be 1 to %d characters of a-z, 0-9 and \"-\"", name, MaxName)
 	case name[0] == '-' || name[len(name)-1] == '-':
 		return fmt.Errorf("%q cannot be a VM's name: it must not begin or end with \"-\"", name)
@@ -31,7 +30,7 @@ func CheckName(name string) error {
 }
 
 // unitForm is a service's name as systemd has it (systemd.unit(5)).
-var unitForm = regexp.MustCompile(`^[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]+)?\.service$`)
+var unitForm = pattern(`^[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]+)?\.service$`)
 
 // validate checks what the types cannot say.
 func (d *decoder) validate() {
@@ -97,7 +96,7 @@ func (d *decoder) validateUnit() {
 	switch {
 	case strings.HasSuffix(u, "@.service"):
 		d.fail("unit", "write the instance's name after the @", "%q is a template, not a unit that can run", u)
-	case !unitForm.MatchString(u) || len(u) > 255:
+	case u != DefaultUnit(d.spec.Name) && (!unitForm().MatchString(u) || len(u) > 255):
 		d.fail("unit", "the default is "+DefaultUnit("NAME"), "%q is not the name of a service", u)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -27,6 +28,8 @@ type Source interface {
 	// Open reads one value. The error is fs.ErrNotExist if the source does not
 	// have that name, else a *SourceError.
 	Open(ctx context.Context, name string) (*secret.Value, error)
+	// Close gives up what the source holds open. Values that were read stay.
+	Close() error
 }
 
 // SourceError is a value that a source should have and that could not be read.
@@ -77,25 +80,33 @@ func (e *NoNameError) Unwrap() error { return fs.ErrNotExist }
 type directory struct {
 	arena *secret.Arena
 	path  string
+	dir   *os.File
 }
 
 // Directory is a credentials directory as systemd makes one: a file a name.
 // Values are read into the arena. It is an error if dir is not a directory, or
 // if others than root and this process's user can write it or a directory on
-// its way. dir must be absolute.
+// its way. dir must be absolute. The directory stays open until Close: it is
+// the same one for all names, whatever becomes of its path.
 func Directory(a *secret.Arena, dir string) (Source, error) {
 	d := &directory{arena: a, path: filepath.Clean(dir)}
 	fd, err := openTrusted(dir, os.Geteuid(), wantDirectory)
 	if err != nil {
 		return nil, sourceError("credentials directory", dir, err)
 	}
-	return d, unix.Close(fd)
+	d.dir = os.NewFile(uintptr(fd), d.path)
+	return d, nil
 }
 
 func (d *directory) String() string { return "credentials directory " + d.path }
 
+func (d *directory) Close() error { return d.dir.Close() }
+
 func (d *directory) Names(context.Context) ([]string, error) {
-	entries, err := os.ReadDir(d.path)
+	if _, err := d.dir.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	entries, err := d.dir.ReadDir(-1)
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +116,7 @@ func (d *directory) Names(context.Context) ([]string, error) {
 			names = append(names, e.Name())
 		}
 	}
+	slices.Sort(names)
 	return names, nil
 }
 
@@ -112,12 +124,18 @@ func (d *directory) Open(ctx context.Context, name string) (*secret.Value, error
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	path := filepath.Join(d.path, name)
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); errors.Is(err, unix.ENOENT) {
+	fd, err := openTrustedIn(int(d.dir.Fd()), d.path, name, os.Geteuid())
+	if errors.Is(err, errNoName) {
 		return nil, &NoNameError{name, d.String()}
 	}
-	return readFile(ctx, d.arena, name, path)
+	if err != nil {
+		return nil, sourceError(name, path, err)
+	}
+	return readDescriptor(d.arena, fd, name, path)
 }
 
 type files struct {
@@ -135,6 +153,8 @@ func Files(a *secret.Arena, paths map[string]string) Source {
 }
 
 func (f *files) String() string { return "the named files" }
+
+func (f *files) Close() error { return nil }
 
 func (f *files) Names(context.Context) ([]string, error) {
 	return slices.Sorted(maps.Keys(f.paths)), nil
@@ -157,13 +177,36 @@ func readFile(ctx context.Context, a *secret.Arena, name, path string) (*secret.
 	if err != nil {
 		return nil, sourceError(name, path, err)
 	}
-	f := os.NewFile(uintptr(fd), path)
-	defer f.Close()
-	v, err := a.Read(f, MaxValue)
+	return readDescriptor(a, fd, name, path)
+}
+
+// readDescriptor reads an open file to its end and closes it.
+func readDescriptor(a *secret.Arena, fd int, name, path string) (*secret.Value, error) {
+	defer unix.Close(fd) // only read from: nothing to lose
+	v, err := a.Read(reader(fd), MaxValue)
 	if err != nil {
 		return nil, sourceError(name, path, err)
 	}
 	return v, nil
+}
+
+// reader reads a descriptor of a regular file. An os.File would first try to
+// poll it, which takes more calls than the reading itself.
+type reader int
+
+func (r reader) Read(p []byte) (int, error) {
+	for {
+		n, err := unix.Read(int(r), p)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return 0, err
+		case n == 0 && len(p) > 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
 }
 
 func sourceError(name, path string, err error) error {
@@ -205,6 +248,14 @@ func (c chain) String() string {
 		names[i] = s.String()
 	}
 	return strings.Join(names, ", ")
+}
+
+func (c chain) Close() error {
+	var errs []error
+	for _, s := range c {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(errs...)
 }
 
 func (c chain) Names(ctx context.Context) ([]string, error) {

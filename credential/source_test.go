@@ -116,6 +116,28 @@ func TestDirectory(t *testing.T) {
 	}
 }
 
+// The directory that was checked is the one all names are read from.
+func TestDirectoryStaysTheSame(t *testing.T) {
+	d := dir(t) + "/credentials"
+	must(t, os.Mkdir(d, 0o700))
+	write(t, d+"/host-x", []byte("checked"))
+	s, err := credential.Directory(arena(t), d)
+	must(t, err)
+	must(t, os.Rename(d, d+"-away"))
+	must(t, os.Mkdir(d, 0o777))
+	write(t, d+"/host-x", []byte("put there later"))
+	opened(t, s, "host-x", []byte("checked"))
+	for range 2 {
+		if names, err := s.Names(context.Background()); err != nil || !slices.Equal(names, []string{"host-x"}) {
+			t.Errorf("names %q, %v", names, err)
+		}
+	}
+	must(t, s.Close())
+	if _, err := s.Open(context.Background(), "host-x"); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
 func TestDirectoryThatIsNone(t *testing.T) {
 	d := dir(t)
 	write(t, d+"/file", nil)

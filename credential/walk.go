@@ -65,6 +65,29 @@ func openTrusted(path string, uid int, w want) (int, error) {
 	return unix.Openat(walk.dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
 
+// errNoName is a name that a directory does not hold.
+var errNoName = errors.New("no such name")
+
+// openTrustedIn opens a regular file, or what a link leads to, in a directory
+// that [openTrusted] opened; path is its path. The error is errNoName if there
+// is none.
+func openTrustedIn(dir int, path, name string, uid int) (int, error) {
+	var st unix.Stat_t
+	err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	walk := &walker{uid: uid, want: wantFile, dir: dir, path: path}
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return -1, errNoName
+	case err != nil:
+		return -1, walk.fail(name, err)
+	case st.Mode&unix.S_IFMT == unix.S_IFREG:
+		return walk.open(name)
+	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
+		return openTrusted(walk.join(name), uid, wantFile)
+	}
+	return -1, notRegular(walk.join(name), st.Mode)
+}
+
 func split(path string) []string {
 	return strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
 }

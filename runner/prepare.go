@@ -48,6 +48,7 @@ func prepare(ctx context.Context, o Options, arena *secret.Arena) (*Prepared, er
 		problems = append(problems, vm.Problem{Message: err.Error(), Hint: hintOf(err)})
 	} else {
 		set, more := Collect(ctx, o.Spec, src)
+		_ = src.Close() // only read from: nothing to lose
 		p.Set = set
 		problems = append(problems, more...)
 	}

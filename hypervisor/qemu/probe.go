@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"time"
 
@@ -142,23 +141,37 @@ func (v version) less(o version) bool {
 	return false
 }
 
-var versionLine = regexp.MustCompile(`^QEMU emulator version (\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?`)
+// versionLine begins the first line of "qemu-system-x86_64 --version":
+// "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)".
+const versionLine = "QEMU emulator version "
 
 func parseVersion(line []byte) (version, error) {
-	m := versionLine.FindSubmatch(line)
-	if m == nil {
-		return version{}, fmt.Errorf("its version reads %s", strconv.QuoteToASCII(oneLine(string(line))))
-	}
+	rest, ok := bytes.CutPrefix(line, []byte(versionLine))
 	var v version
 	for i := range v {
-		v[i], _ = strconv.Atoi(string(m[i+1])) // digits only, by the pattern; "" is 0
+		n := 0
+		for n < len(rest) && n < 4 && '0' <= rest[n] && rest[n] <= '9' {
+			n++
+		}
+		if n == 0 && i < 2 {
+			ok = false
+		}
+		v[i], _ = strconv.Atoi(string(rest[:n])) // digits only; "" is 0
+		if rest = rest[n:]; i == len(v)-1 || !bytes.HasPrefix(rest, []byte(".")) {
+			ok = ok && i > 0
+			break
+		}
+		rest = rest[1:]
+	}
+	if !ok {
+		return version{}, fmt.Errorf("its version reads %s", strconv.QuoteToASCII(oneLine(string(line))))
 	}
 	return v, nil
 }
 
 // parseInfo reads Info.Version back, which may come from another driver's test.
 func parseInfo(info hypervisor.Info) version {
-	v, _ := parseVersion([]byte("QEMU emulator version " + info.Version))
+	v, _ := parseVersion([]byte(versionLine + info.Version))
 	return v
 }
 

@@ -123,6 +123,7 @@ func (a *app) present(c *cobra.Command, spec *vm.Spec, f *sourceFlags) ([]string
 	if err != nil {
 		return nil, refusedError(err)
 	}
+	defer src.Close()
 	names, err := src.Names(context.WithoutCancel(c.Context()))
 	if err != nil {
 		return nil, refusedError(err)
@@ -196,7 +197,7 @@ func checkResult(arg string, problems vm.Problems) checked {
 
 func withSeverity(problems vm.Problems) []problemJSON {
 	out := []problemJSON{}
-	for _, p := range problems {
+	for _, p := range worstFirst(problems) {
 		out = append(out, problemJSON{p.Severity.String(), p})
 	}
 	return out

@@ -74,6 +74,7 @@ func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (func(*sec
 			}
 			s, err := credential.Directory(arena, dir)
 			if err != nil {
+				_ = credential.Chain(sources...).Close()
 				return nil, err
 			}
 			sources = append(sources, s)
