@@ -79,7 +79,7 @@ func Tree() *cobra.Command {
 
 func (a *app) tree() *cobra.Command {
 	root := &cobra.Command{
-		Use:   "vmcred",
+		Use:   "vmcred COMMAND",
 		Short: "start microVMs and hand each one its secrets as it starts",
 		Long: `vmcred starts microVMs and hands each one its secrets at the moment it starts,
 through memory alone, into the guest's own systemd credentials.
@@ -89,7 +89,9 @@ is wrong; 78 refused, and trying again will not help; 133 the guest rebooted.`,
 		Example: `  vmcred check test-vm     is anything wrong?
   vmcred plan test-vm      what would it get, and how?
   vmcred run test-vm`,
-		Version:       version(),
+		Version:               version(),
+		DisableFlagsInUseLine: true,
+
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          knownCommand,

@@ -42,6 +42,7 @@ will not help; 133 the guest rebooted (in a unit; elsewhere it starts anew).`,
 	}
 	sources.add(c)
 	c.Flags().StringVar(&format, "log-format", "auto", "`FORMAT` of our own messages: text, json, or auto (the journal in a unit)")
+	_ = c.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions([]string{"auto", "json", "text"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
 

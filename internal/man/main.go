@@ -35,6 +35,7 @@ func write(dir string) error {
 	}
 	tree := cli.Tree()
 	tree.DisableAutoGenTag = true
+	tree.InitDefaultVersionFlag()
 	epoch := time.Unix(0, 0) // the same input gives the same pages
 	if err := doc.GenManTree(tree, &doc.GenManHeader{Section: "1", Source: "vmcred", Manual: "vmcred", Date: &epoch}, man); err != nil {
 		return err
