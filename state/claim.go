@@ -50,14 +50,14 @@ func (e *BusyError) Hint() string {
 // It returns a *BusyError if the VM runs already.
 func Acquire(root, name string) (*Claim, error) {
 	if err := makeRoot(root); err != nil {
-		return nil, fmt.Errorf("runtime directory: %w", err)
+		return nil, &SetupError{err}
 	}
 	c := &Claim{dir: filepath.Join(root, name), keep: os.Getenv("RUNTIME_DIRECTORY") == filepath.Join(root, name)}
 	// A predecessor that ends just now removes its lock: then take the new one.
 	for {
 		again, err := c.take(name)
 		if err != nil {
-			return nil, fmt.Errorf("runtime directory: %w", err)
+			return nil, &SetupError{err}
 		}
 		if !again {
 			break
@@ -84,6 +84,9 @@ func (c *Claim) take(name string) (bool, error) {
 		return true, nil // the directory went away between the two calls
 	}
 	if err != nil {
+		if !c.keep {
+			_ = os.Remove(c.dir) // ours, or nobody's: it has no lock
+		}
 		return false, err
 	}
 	if err := checkLock(f); err != nil {
@@ -100,11 +103,12 @@ func (c *Claim) take(name string) (bool, error) {
 		return true, f.Close()
 	}
 	c.lock = f
-	if err := f.Truncate(0); err != nil {
-		return false, errors.Join(err, f.Close())
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
-	if _, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
-		return false, errors.Join(err, f.Close())
+	if err != nil {
+		return false, errors.Join(err, c.Close())
 	}
 	return false, nil
 }

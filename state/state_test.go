@@ -5,7 +5,9 @@ package state
 import (
 	"errors"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -165,5 +167,56 @@ func TestRootIsOpenWhateverTheUmask(t *testing.T) {
 	}
 	if st, err := os.Stat(root); err != nil || st.Mode().Perm() != 0o700 {
 		t.Errorf("%v %v, want 0700", st.Mode(), err)
+	}
+}
+
+// What cannot be made leaves nothing and has a hint: a runtime directory that
+// cannot be entered by a file, and a lock that cannot be written.
+func TestWhatCannotBeMadeLeavesNothing(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "vmcred")
+	if err := acquire(t, root, "a").Close(); err != nil { // the root is there from now on
+		t.Fatal(err)
+	}
+	for what, limit := range map[string]func() func(){
+		"no byte can be written": func() func() { return limited(t, unix.RLIMIT_FSIZE, 0) },
+		"no file can be opened":  func() func() { return limited(t, unix.RLIMIT_NOFILE, 0) },
+	} {
+		restore := limit()
+		c, err := Acquire(root, "a")
+		restore()
+		var setup *SetupError
+		if c != nil || !errors.As(err, &setup) {
+			t.Errorf("%s: %v, %v", what, c, err)
+		}
+		if _, err := os.Lstat(filepath.Join(root, "a")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: the directory is left: %v", what, err)
+		}
+	}
+	for cause, hint := range map[error]string{
+		unix.ENOSPC: "make room", unix.EACCES: "able to write", unix.EROFS: "able to write", unix.EMFILE: "ulimit -n",
+		&BusyError{}: "stop the running one", unix.EIO: "",
+	} {
+		if got := (&SetupError{cause}).Hint(); !strings.Contains(got, hint) || (got == "") != (hint == "") {
+			t.Errorf("%v: hint %q, want %q", cause, got, hint)
+		}
+	}
+}
+
+// limited lowers one of this process's limits until the function is called.
+func limited(t *testing.T, which int, to uint64) (restore func()) {
+	t.Helper()
+	var old unix.Rlimit
+	if err := unix.Getrlimit(which, &old); err != nil {
+		t.Fatal(err)
+	}
+	signal.Ignore(unix.SIGXFSZ)
+	if err := unix.Setrlimit(which, &unix.Rlimit{Cur: to, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		signal.Reset(unix.SIGXFSZ)
+		if err := unix.Setrlimit(which, &old); err != nil {
+			t.Error(err)
+		}
 	}
 }
