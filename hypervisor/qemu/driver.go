@@ -6,6 +6,7 @@
 package qemu
 
 import (
+	"errors"
 	"time"
 
 	"github.com/vmcred/vmcred/hypervisor"
@@ -57,8 +58,14 @@ func (e *Error) Error() string {
 	return e.Message
 }
 
-// Hint returns what to do about it, or nothing.
-func (e *Error) Hint() string { return e.Cure }
+// Hint returns what to do about it, or nothing; the cause may know it.
+func (e *Error) Hint() string {
+	var cause interface{ Hint() string }
+	if e.Cure == "" && errors.As(e.Err, &cause) {
+		return cause.Hint()
+	}
+	return e.Cure
+}
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }

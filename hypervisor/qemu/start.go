@@ -61,7 +61,7 @@ func (s *starter) start(ctx context.Context, d *Driver) error {
 	}
 	proc, err := s.spawn()
 	if err != nil {
-		return err
+		return withHint(&Error{Message: "QEMU's process", Err: err})
 	}
 	s.closeChildEnds()
 	s.machine = newMachine(proc, s.qmp, s.console, listen(s.stderr, s.l.Log))
