@@ -5,8 +5,11 @@ package cli
 import (
 	"io"
 	"log/slog"
+	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
@@ -79,6 +82,9 @@ func (a *app) runVM(c *cobra.Command, arg string, sources *sourceFlags, log *slo
 	for _, w := range warnings {
 		logProblem(log, w)
 	}
+	// A reader of our output that goes away must not take the VM with it: writing
+	// fails then, instead of killing us.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	o.Log, o.Console, o.VMMLog = log, a.stdout, vmmLog
 	o.Notify = func(state string) {
 		if _, err := daemon.SdNotify(false, state); err != nil {
