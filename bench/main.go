@@ -38,6 +38,7 @@ func run(vmcred string, pairs int) error {
 	if err != nil {
 		return err
 	}
+	defer os.RemoveAll(b.memory)
 	fmt.Printf("%-34s %10s %10s %22s  %s\n", "", "ours", "theirs", "ratio (95 %)", "to reach")
 	for _, c := range []struct {
 		n                 int

@@ -22,15 +22,19 @@ import (
 const nobody = 65534
 
 type bench struct {
-	dir, vmcred, empty, standIn string
-	env                         []string
+	dir, memory, vmcred, empty, standIn string
+	env                                 []string
 }
 
 // prepare builds the stand-in and the empty program.
-func prepare(dir, vmcred string) (*bench, error) {
-	b := &bench{dir: dir, empty: filepath.Join(dir, "empty"), standIn: filepath.Join(dir, "bin", "qemu-system-x86_64")}
+func prepare(dir, vmcred string) (b *bench, err error) {
+	b = &bench{dir: dir, empty: filepath.Join(dir, "empty"), standIn: filepath.Join(dir, "bin", "qemu-system-x86_64")}
 	b.vmcred = filepath.Join(dir, "vmcred")
-	run := filepath.Join(dir, "run")
+	// Where both lie in real life: in memory.
+	if b.memory, err = os.MkdirTemp("/dev/shm", "vmcred-bench-"); err != nil {
+		return nil, err
+	}
+	run := filepath.Join(b.memory, "run")
 	for _, d := range []string{filepath.Join(dir, "bin"), run} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			return nil, err
@@ -47,7 +51,7 @@ func prepare(dir, vmcred string) (*bench, error) {
 	}
 	b.env = []string{"PATH=" + filepath.Join(dir, "bin") + ":/usr/bin:/bin", "XDG_RUNTIME_DIR=" + run, "XDG_CONFIG_HOME=" + dir}
 	if os.Geteuid() == 0 {
-		return b, errors.Join(os.Chmod(dir, 0o755), os.Chown(run, nobody, nobody), os.Chmod(run, 0o700))
+		return b, errors.Join(os.Chmod(dir, 0o755), os.Chmod(b.memory, 0o755), os.Chown(run, nobody, nobody), os.Chmod(run, 0o700))
 	}
 	return b, nil
 }
@@ -65,7 +69,7 @@ func name(i int) string { return fmt.Sprintf("host-key-%03d", i) }
 
 // credentials makes a directory of n secrets of 44 bytes.
 func (b *bench) credentials(n int) (string, error) {
-	dir := filepath.Join(b.dir, fmt.Sprintf("credentials-%d", n))
+	dir := filepath.Join(b.memory, fmt.Sprintf("credentials-%d", n))
 	if err := os.Mkdir(dir, 0o755); errors.Is(err, os.ErrExist) {
 		return dir, nil
 	} else if err != nil {
@@ -111,7 +115,7 @@ func (b *bench) seeds(n int) func() *exec.Cmd {
 	}
 	return func() *exec.Cmd {
 		cmd := exec.Command("bench/seeds.sh", append([]string{b.standIn, "oem_strings=[io.systemd.credential:ENVIRONMENT=test]"}, names...)...)
-		cmd.Env = append(b.env, "CREDENTIALS_DIRECTORY="+filepath.Join(b.dir, fmt.Sprintf("credentials-%d", n)))
+		cmd.Env = append(b.env, "CREDENTIALS_DIRECTORY="+filepath.Join(b.memory, fmt.Sprintf("credentials-%d", n)))
 		return cmd
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"strings"
 
 	"github.com/vmcred/vmcred/credential"
@@ -88,9 +87,13 @@ func undeclared(ctx context.Context, spec *vm.Spec, src credential.Source) vm.Pr
 			Pos: vm.Pos{File: spec.File}, Field: "credentials", Message: err.Error(), Hint: hintOf(err),
 		}}
 	}
+	declared := make(map[string]bool, len(spec.Credentials))
+	for _, c := range spec.Credentials {
+		declared[c.Host] = true
+	}
 	var out vm.Problems
 	for _, n := range names {
-		if !slices.ContainsFunc(spec.Credentials, func(c vm.Credential) bool { return c.Host == n }) {
+		if !declared[n] {
 			out = append(out, vm.Problem{
 				Severity: vm.Warning, Pos: vm.Pos{File: spec.File}, Field: "credentials",
 				Message: fmt.Sprintf("%s holds %s, which the VM's file does not declare: it is not handed over", src, n),

@@ -34,7 +34,7 @@ type childPlan struct {
 	path, dir  *byte
 	argv, envp **byte
 	files      []int32 // source of each descriptor; the child replaces them by its copies
-	report     int32   // the error pipe's writing end
+	report     int32   // the error pipe's writing end, and the child's copy of it
 	ruleset    int32   // landlock, -1: none
 	ppid       uintptr
 	mask       *unix.Sigset_t // the signal mask to restore
@@ -44,14 +44,14 @@ type childPlan struct {
 	ngroups    uintptr
 	core       *unix.Rlimit // nil: leave it
 
-	failure [2]uint32 // step and errno, as written to the error pipe
+	sigaction [4]uint64 // the kernel's struct: SIG_DFL, no flags
+	failure   [2]uint32 // step and errno, as written to the error pipe
 }
 
 // forkChild forks. In the parent it returns the child's number; the child never
-// returns. Unlike os.StartProcess it does not share memory with the child: so the
-// child alone, and no thread of ours, enters the Landlock domain. A thread of ours
-// inside it would be a way to send us signals (landlock(7): a scope does not
-// separate processes of the same domain).
+// returns. It is not os.StartProcess, because only the child may enter the Landlock
+// domain: a thread of ours inside it would be a way to send us signals (landlock(7):
+// a scope does not separate processes of the same domain).
 //
 // The caller has blocked all signals on this thread: the child must not run Go's
 // handlers.
@@ -99,6 +99,7 @@ func becomeProgram(p *childPlan) (step, syscall.Errno) {
 	if ppid, _, _ := syscall.RawSyscall(unix.SYS_GETPPID, 0, 0, 0); ppid != p.ppid {
 		return stepParent, unix.ESRCH // it died before we asked to be told
 	}
+	defaultSignals(p)
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(p.mask)), 0, sigsetSize, 0, 0)
 	_, _, errno = syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(p.path)),
 		uintptr(unsafe.Pointer(p.argv)), uintptr(unsafe.Pointer(p.envp)))
@@ -107,6 +108,18 @@ func becomeProgram(p *childPlan) (step, syscall.Errno) {
 
 // sigsetSize is what the kernel calls sizeof(sigset_t), not the C library.
 const sigsetSize = 8
+
+// defaultSignals takes Go's handlers away: with the mask restored, the child may
+// get a signal before the program has replaced this one.
+//
+//go:nosplit
+//go:noinline
+//go:norace
+func defaultSignals(p *childPlan) {
+	for sig := uintptr(1); sig <= 64; sig++ { // SIGKILL and SIGSTOP refuse, and need none
+		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&p.sigaction)), 0, sigsetSize, 0, 0)
+	}
+}
 
 //go:nosplit
 //go:noinline

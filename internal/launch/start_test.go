@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -72,6 +73,8 @@ func TestOnlyWhatIsGiven(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer given.Close()
+	signal.Ignore(syscall.SIGHUP) // as under nohup
+	defer signal.Reset(syscall.SIGHUP)
 	c := &Command{Args: []string{"one", "two, three"}, Env: []string{"A=b"}, Dir: "/usr"}
 	s, err := report(t, c, given, given)
 	if err != nil {
@@ -99,8 +102,10 @@ func TestOnlyWhatIsGiven(t *testing.T) {
 	if s.Status["NoNewPrivs"] != "1" {
 		t.Errorf("NoNewPrivs: %s", s.Status["NoNewPrivs"])
 	}
-	if sig := s.Status["SigBlk"]; strings.Trim(sig, "0") != "" {
-		t.Errorf("blocked signals: %s", sig)
+	for _, set := range []string{"SigBlk", "SigIgn"} {
+		if sig := s.Status[set]; strings.Trim(sig, "0") != "" {
+			t.Errorf("%s: %s", set, sig)
+		}
 	}
 }
 
