@@ -101,6 +101,10 @@ func (v *vmProcess) kill() error {
 
 // powerOff does what "systemctl stop" does, and looks for what is left.
 func powerOff(_ context.Context, d *demo) error {
+	qemu, err := onlyChild(d.vm.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
 	if err := d.vm.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
@@ -111,20 +115,14 @@ func powerOff(_ context.Context, d *demo) error {
 		return err
 	}
 	fmt.Println("the guest powered off; exit status 0")
-	return d.leftovers()
+	return leftovers(qemu)
 }
 
-// leftovers looks for processes that name the VM and for its runtime directory.
-func (d *demo) leftovers() error {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		b, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
-		if strings.Contains(string(b), "qemu-system") && strings.Contains(string(b), vmName) {
-			return fmt.Errorf("process %s is left running", e.Name())
-		}
+// leftovers looks for the hypervisor's process and for the VM's runtime directory.
+func leftovers(qemu int) error {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", qemu))
+	if err == nil && strings.Contains(string(b), "qemu-system") {
+		return fmt.Errorf("process %d is left running", qemu)
 	}
 	for _, dir := range []string{"/run/vmcred/" + vmName, os.Getenv("XDG_RUNTIME_DIR") + "/vmcred/" + vmName} {
 		if _, err := os.Lstat(dir); err == nil {
