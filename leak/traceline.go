@@ -35,6 +35,7 @@ type traceLine struct {
 //	1234 <... write resumed>)   = 1
 //	1234 --- SIGCHLD {…} ---
 //	1234 +++ exited with 0 +++
+//	1234 ???( <unfinished ...>
 func parseLine(line []byte) traceLine {
 	var l traceLine
 	digits := 0
@@ -48,7 +49,7 @@ func parseLine(line []byte) traceLine {
 	}
 	l.pid = pid
 	switch {
-	case framed(rest, "--- "), framed(rest, "+++ "):
+	case framed(rest, "--- "), framed(rest, "+++ "), neverRan(rest):
 		l.kind = lineEvent
 		return l
 	case bytes.HasPrefix(rest, []byte("<... ")):
@@ -67,6 +68,13 @@ func parseLine(line []byte) traceLine {
 
 func framed(b []byte, mark string) bool {
 	return len(b) >= 2*len(mark) && bytes.HasPrefix(b, []byte(mark)) && bytes.HasSuffix(b, []byte(mark[3:]+mark[:3]))
+}
+
+// neverRan tells the line about a thread that was killed as it came to a call,
+// before strace could ask which: such a call does not run.
+func neverRan(b []byte) bool {
+	rest := bytes.TrimLeft(b, "?")
+	return len(rest) < len(b) && string(rest) == "( <unfinished ...>"
 }
 
 func isName(b []byte) bool {

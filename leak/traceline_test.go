@@ -22,6 +22,7 @@ func TestParseLine(t *testing.T) {
 		`12 clone3({flags=1<<3} => {tid=[3]}, 88) = 3`:                          `clone3 word0 "flags=1<<3" word0 "=>" word0 "3" word1 "88" end "3"`,
 		`12 vfork( <unfinished ...>`:                                            `vfork`,
 		`12 +++ superseded by execve in pid 7 +++`:                              ``,
+		`12 ???( <unfinished ...>`:                                              ``,
 		`12 --- SIGCHLD {si_utime=0 /* 0.01 s */} ---`:                          ``,
 	} {
 		l := parseLine([]byte(line))
@@ -34,7 +35,7 @@ func TestParseLine(t *testing.T) {
 	}
 	for _, line := range []string{
 		"", "12", "12 ", "write(1) = 1", "strace: Process 1 attached", `12 write(1<\x2f>, "\x61`, `12 ???(`, "12 write(1, 2)",
-		`12 <... write resumed`, "-3 fork() = 1", "12 +++ exi", "12 write(1}, 2) = 3", "99999999999999999999 fork() = 1", "12 (1) = 1",
+		`12 ???() = 1`, `12 ( <unfinished ...>`, `12 ???("x" <unfinished ...>`, `12 <... write resumed`, "-3 fork() = 1", "12 +++ exi", "12 write(1}, 2) = 3", "99999999999999999999 fork() = 1", "12 (1) = 1",
 	} {
 		if l := parseLine([]byte(line)); l.kind != lineUnknown {
 			t.Errorf("%q is not unknown: %+v", line, l)
