@@ -208,25 +208,71 @@ func TestNoPackageLevelState(t *testing.T) {
 				}
 			}
 		}
-		ast.Inspect(file, func(n ast.Node) bool {
-			as, ok := n.(*ast.AssignStmt)
-			if !ok || as.Tok == token.DEFINE {
-				return true
-			}
-			for _, l := range as.Lhs {
-				if ix, ok := l.(*ast.IndexExpr); ok {
-					l = ix.X
-				}
-				if id, ok := l.(*ast.Ident); ok && globals[id.Name] && id.Obj != nil && id.Obj.Kind == ast.Var && isTopLevel(file, id.Obj) {
-					t.Errorf("%s assigns to the package-level variable %s", f, id.Name)
+		for _, d := range file.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok {
+				for _, name := range assigned(fn) {
+					if globals[name] {
+						t.Errorf("%s assigns to the package-level variable %s", f, name)
+					}
 				}
 			}
-			return true
-		})
+		}
 	}
 }
 
-func isTopLevel(file *ast.File, obj *ast.Object) bool { return file.Scope.Lookup(obj.Name) == obj }
+// assigned are the names that a function assigns to and does not declare itself.
+func assigned(fn *ast.FuncDecl) []string {
+	own := map[string]bool{}
+	var names []string
+	declare := func(exprs ...ast.Expr) {
+		for _, e := range exprs {
+			if id, ok := e.(*ast.Ident); ok {
+				own[id.Name] = true
+			}
+		}
+	}
+	ast.Inspect(fn, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.Field:
+			for _, id := range n.Names {
+				declare(id)
+			}
+		case *ast.ValueSpec:
+			for _, id := range n.Names {
+				declare(id)
+			}
+		case *ast.RangeStmt:
+			if n.Tok == token.DEFINE {
+				declare(n.Key, n.Value)
+			}
+		case *ast.IncDecStmt:
+			names = append(names, root(n.X))
+		case *ast.AssignStmt:
+			if n.Tok == token.DEFINE {
+				declare(n.Lhs...)
+				return true
+			}
+			for _, l := range n.Lhs {
+				names = append(names, root(l))
+			}
+		}
+		return true
+	})
+	return slices.DeleteFunc(names, func(name string) bool { return own[name] })
+}
+
+// root is the variable that x, x[i] or x.field is part of.
+func root(e ast.Expr) string {
+	switch e := e.(type) {
+	case *ast.Ident:
+		return e.Name
+	case *ast.IndexExpr:
+		return root(e.X)
+	case *ast.SelectorExpr:
+		return root(e.X)
+	}
+	return ""
+}
 
 // Nothing of the machines this was written on, and no sleeping in tests.
 func TestWords(t *testing.T) {

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,15 +43,37 @@ func whole() *vm.Spec {
 	}
 }
 
+// private copies a file of testdata to where nobody else can write, which a
+// checkout need not be.
+func private(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, name)
+	for d := dir; d != filepath.Dir(os.TempDir()) && d != os.TempDir(); d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.WriteFile(path, text, 0o600), os.Chmod(path, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 var noPos = cmpopts.IgnoreTypes(vm.Pos{})
 
 func TestWholeFile(t *testing.T) {
-	spec, problems := Load("testdata/test-vm.yaml")
+	file := private(t, "test-vm.yaml")
+	spec, problems := Load(file)
 	if len(problems.Fatal()) > 0 {
 		t.Fatal(problems)
 	}
 	want := whole()
-	want.File = "testdata/test-vm.yaml"
+	want.File = file
 	if diff := cmp.Diff(want, spec, noPos, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("the file reads as (-want +got):\n%s", diff)
 	}
@@ -82,11 +105,12 @@ func TestDefaultsAndRelativePaths(t *testing.T) {
 
 // TestFiveAtOnce is the promise that one run shows everything that is wrong.
 func TestFiveAtOnce(t *testing.T) {
-	spec, problems := Load("testdata/five-wrong.yaml")
+	file := private(t, "five-wrong.yaml")
+	spec, problems := Load(file)
 	if spec != nil {
 		t.Error("a spec in spite of the problems")
 	}
-	const f = "testdata/five-wrong.yaml:"
+	f := file + ":"
 	want := []string{
 		f + `2:13: hypervisor: "quemu" is not known here` + "\n\tdid you mean qemu?",
 		f + `4:1: memroy: there is no such key` + "\n\tdid you mean memory?",
@@ -127,6 +151,7 @@ func TestRefused(t *testing.T) {
 		{"size", least + "memory: 1G\n", "did you mean 1GiB?"},
 		{"size MB", least + "memory: 512 mb\n", "did you mean 512MiB?"},
 		{"small", least + "memory: 512\n", "did you mean 512MiB?"},
+		{"smaller than any", least + "memory: 512KiB\n", "write it in MiB"},
 		{"huge", least + "memory: 9223372036854775807GiB\n", "more than any machine"},
 		{"page", least + "memory: 1048577\n", "page size"},
 		{"duration", least + "stop-timeout: 15\n", "did you mean 15s?"},

@@ -70,7 +70,11 @@ func (d *decoder) validateMachine() {
 	s := d.spec
 	switch m := s.Memory; {
 	case m < minMemory && d.has("memory"):
-		d.fail("memory", fmt.Sprintf("did you mean %dMiB?", max(m, 1)), "%d bytes is too little for any VM", m)
+		hint := "write it in MiB: 512MiB"
+		if 0 < m && m < 64<<10 { // nobody means so few bytes
+			hint = fmt.Sprintf("did you mean %dMiB?", m)
+		}
+		d.fail("memory", hint, "%d bytes is too little for any VM", m)
 	case m > maxMemory:
 		d.fail("memory", "", "%d bytes is more than any VMM gives a VM", m)
 	case m%4096 != 0:
