@@ -75,9 +75,14 @@ func Problems(o Options, info hypervisor.Info) vm.Problems {
 	// Root without an identity only looks: no VMM would run as root.
 	if ac, ok := o.Driver.(hypervisor.AccessChecker); ok && (o.Identity != nil || os.Geteuid() != 0) {
 		for _, p := range ac.CheckAccess(o.Spec, info, o.Identity) {
-			// What is not there at all both say: once is enough.
-			if !slices.ContainsFunc(problems, func(q vm.Problem) bool { return q.Field == p.Field && q.Message == p.Message }) {
+			// Of what is not there, or cannot be looked at, both say something:
+			// once is enough, in the words that say who may not.
+			i := slices.IndexFunc(problems, func(q vm.Problem) bool { return q.Field == p.Field && q.Severity == vm.Error })
+			switch {
+			case i < 0:
 				problems = append(problems, p)
+			case problems[i].Message != p.Message:
+				problems[i] = p
 			}
 		}
 	}

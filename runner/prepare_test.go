@@ -26,7 +26,8 @@ func (d *guarded) CheckAccess(*vm.Spec, hypervisor.Info, *launch.Identity) []vm.
 func TestWhatIsMissingIsSaidOnce(t *testing.T) {
 	gone := vm.Problem{Field: "disks[0].path", Message: "/x: no such file or directory"}
 	closed := vm.Problem{Field: "boot.kernel", Message: "/k: this user may not read it", Hint: "chmod"}
-	d := &guarded{scripted: scripted{problems: []vm.Problem{gone}}}
+	shut := vm.Problem{Field: closed.Field, Message: "/k: permission denied"}
+	d := &guarded{scripted: scripted{problems: []vm.Problem{gone, shut}}}
 	d.access = []vm.Problem{{Field: gone.Field, Message: gone.Message, Hint: "chmod"}, closed}
 	o := Options{Spec: &vm.Spec{}, Driver: d, Identity: &launch.Identity{UID: uint32(os.Getuid() + 1), GID: 1}}
 	if diff := cmp.Diff(vm.Problems{gone, closed}, Problems(o, hypervisor.Info{})); diff != "" {

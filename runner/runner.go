@@ -80,15 +80,16 @@ type run struct {
 }
 
 func (r *run) rounds(ctx context.Context) (Outcome, error) {
+	var p pace
 	for {
+		began := time.Now()
 		out, err := r.round(ctx)
 		if err != nil || out != Rebooted || r.OneBoot {
 			return out, err
 		}
-		if ctx.Err() != nil {
+		if !r.again(ctx, p.next(time.Since(began))) {
 			return Ended, nil
 		}
-		r.Log.Info("the guest rebooted: starting it anew, with the values of now")
 	}
 }
 

@@ -236,6 +236,36 @@ func TestReboot(t *testing.T) {
 	}
 }
 
+// A guest that reboots at once is started anew at once a few times, and then
+// ever more slowly; one that ran for a while begins anew. Stopping ends a pause.
+func TestRebootLoopSlowsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &scripted{exits: slices.Repeat([]hypervisor.Exit{{Reboot: true}}, 100)}
+		f := setUp(t, d, map[string]string{"host-a": "x"})
+		ctx, cancel := context.WithCancel(t.Context())
+		began := time.Now()
+		var at []time.Duration
+		d.booted = func(boot int, _ *delivery.Payload) {
+			at = append(at, time.Since(began))
+			if boot == 6 {
+				time.AfterFunc(time.Second, cancel)
+			}
+		}
+		out, err := Run(ctx, f.o)
+		want := []time.Duration{0, 0, 0, 0, time.Second, 3 * time.Second, 7 * time.Second}
+		if err != nil || out != Ended || !slices.Equal(at, want) || time.Since(began) != 8*time.Second {
+			t.Errorf("%v %v after %v: boots at %v, want %v", out, err, time.Since(began), at, want)
+		}
+		if !strings.Contains(f.log.String(), "the guest reboots again and again: waiting 4s") {
+			t.Errorf("the log does not say why it waits:\n%s", f.log.String())
+		}
+	})
+	p := pace{short: 50}
+	if p.next(0) != longestPause || p.next(shortRound) != 0 || p.next(0) != 0 {
+		t.Error("a pause is too long, or a long round does not count")
+	}
+}
+
 func TestVMMThatDiesIsAFailure(t *testing.T) {
 	d := &scripted{exits: []hypervisor.Exit{{Code: -1, Signal: "killed", Detail: "last words"}}}
 	_, err := Run(t.Context(), setUp(t, d, nil).o)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -103,6 +104,7 @@ func params(t *testing.T, dir, kernel string) testscript.Params {
 	}
 	return testscript.Params{
 		Dir: dir, WorkdirRoot: root, Cmds: commands(), RequireUniqueNames: true,
+		Deadline:      time.Now().Add(2 * patience), // a program that does not end fails its script
 		UpdateScripts: os.Getenv("VMCRED_UPDATE") != "",
 		Condition: func(cond string) (bool, error) {
 			if cond == "root" {
