@@ -109,11 +109,11 @@ func TestNotAFile(t *testing.T) {
 	dir, _ := tree(t)
 	in := func(name string) string { return filepath.Join(dir, name) }
 	mkdir(t, in("d.yaml"), 0o755)
-	loads(t, in("d.yaml"), "this is a directory")
+	loads(t, in("d.yaml"), "this file is a directory")
 	if err := unix.Mkfifo(in("p.yaml"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	loads(t, in("p.yaml"), "is not a regular file") // and does not hang
+	loads(t, in("p.yaml"), "is a pipe, not a regular file") // and does not hang
 	f, err := os.Open(in("a/vm.yaml"))
 	if err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmcred/vmcred/internal/trusted"
 	"github.com/vmcred/vmcred/secret"
 )
 
@@ -90,7 +91,7 @@ type directory struct {
 // the same one for all names, whatever becomes of its path.
 func Directory(a *secret.Arena, dir string) (Source, error) {
 	d := &directory{arena: a, path: filepath.Clean(dir)}
-	fd, err := openTrusted(dir, os.Geteuid(), wantDirectory)
+	fd, err := trusted.Directory(dir, os.Geteuid())
 	if err != nil {
 		return nil, sourceError("credentials directory", dir, err)
 	}
@@ -128,8 +129,8 @@ func (d *directory) Open(ctx context.Context, name string) (*secret.Value, error
 		return nil, err
 	}
 	path := filepath.Join(d.path, name)
-	fd, err := openTrustedIn(int(d.dir.Fd()), d.path, name, os.Geteuid())
-	if errors.Is(err, errNoName) {
+	fd, err := trusted.FileIn(int(d.dir.Fd()), d.path, name, os.Geteuid())
+	if errors.Is(err, trusted.ErrNoName) {
 		return nil, &NoNameError{name, d.String()}
 	}
 	if err != nil {
@@ -173,7 +174,7 @@ func readFile(ctx context.Context, a *secret.Arena, name, path string) (*secret.
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	fd, err := openTrusted(path, os.Geteuid(), wantFile)
+	fd, err := trusted.File(path, os.Geteuid())
 	if err != nil {
 		return nil, sourceError(name, path, err)
 	}
@@ -211,13 +212,15 @@ func (r reader) Read(p []byte) (int, error) {
 
 func sourceError(name, path string, err error) error {
 	e := &SourceError{Name: name, Path: path, Err: err}
-	var trust *trustError
+	var trust *trusted.Error
 	var large *secret.TooLargeError
 	var lock *secret.LockError
 	var hinted interface{ Hint() string }
 	switch {
-	case errors.As(err, &trust):
-		e.hint = trust.hint
+	case errors.As(err, &trust) && strings.HasPrefix(trust.What, "is a socket"):
+		e.hint = "LoadCredential= in the VM's unit can read a socket"
+	case errors.As(err, &trust) && trust.Tip != "":
+		e.hint = trust.Tip
 	case errors.As(err, &large):
 		e.hint = "a guest's systemd takes credentials of at most 1 MiB: is this the right file?"
 	case errors.As(err, &lock): // its EPERM is not the file's

@@ -147,8 +147,8 @@ func TestDirectoryThatIsNone(t *testing.T) {
 		d + "/absent": "does not exist",
 		d + "/file":   "not a directory",
 		d + "/open":   "can be written by others (mode 0777)",
-		"relative":    "not absolute",
-		"":            "not absolute",
+		"relative":    "is not an absolute path",
+		"":            "is not an absolute path",
 	} {
 		if _, err := credential.Directory(arena(t), path); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
@@ -216,10 +216,10 @@ func TestFileIsNotRegular(t *testing.T) {
 		d + "/socket": "is a socket",
 		"/dev/null":   "is a device",
 		"/":           "is a directory",
-		d + "/loop":   "too many levels of symbolic links",
+		d + "/loop":   "more than 40 links",
 		d + "/file/x": "not a directory",
 		d + "/\x00":   "NUL",
-		"relative":    "not absolute",
+		"relative":    "is not an absolute path",
 		"/proc/self/fd/" + strconv.Itoa(int(r.Fd())): "open descriptor (pipe:[",
 		d + strings.Repeat("/x", 3000):               "does not exist",
 	} {
