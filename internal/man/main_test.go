@@ -117,6 +117,9 @@ func TestTwiceTheSame(t *testing.T) {
 		if read(t, f) != read(t, two, rel) {
 			t.Errorf("%s differs", rel)
 		}
+		if strings.HasSuffix(f, ".1") && !strings.Contains(read(t, f), `"1" "Jan 1970" "vmcred"`) {
+			t.Errorf("%s says when it was made", rel)
+		}
 	}
 }
 
