@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package testrun
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmcred/vmcred/hypervisor/hypervisortest/probe"
+	"github.com/vmcred/vmcred/leak"
+)
+
+// payload is where the values are meant to go: the two kinds of memory files
+// that the hypervisor reads.
+func payload() []leak.Meant {
+	return []leak.Meant{leak.Memfds("a structure for the hypervisor", "smbios"), leak.Memfds("an item for the hypervisor", "fw_cfg")}
+}
+
+// Every argument, variable, byte written and path of the program and of the
+// hypervisor it starts, for each way a value gets in. Nothing that lives for
+// however short a time escapes this one.
+func TestNoValueLeaksUnderStrace(t *testing.T) {
+	needRoot(t, "it traces a process that makes itself undumpable")
+	needCommands(t, "strace")
+	h := newHostOf(t, 0, few())
+	makeUser(t, h.name)
+	for _, way := range ways() {
+		t.Run("run "+way, func(t *testing.T) {
+			s, out := straced(t, h, way, "run")
+			if !strings.Contains(out, probe.Last) {
+				t.Errorf("the guest did not report: %s", out)
+			}
+			wantClean(t, s)
+			// What the program writes to the memory files is seen, or seen to be
+			// unreadable: so this search does look at what is written.
+			r := s.Report()
+			for _, what := range payload() {
+				if !slices.ContainsFunc(r.Meant, func(f leak.Finding) bool { return f.Meant == what.Name }) {
+					t.Errorf("no value was seen on its way to %s:\n%s", what.Name, reportText(t, s))
+				}
+			}
+			h.clean(t)
+		})
+		for _, command := range []string{"plan", "plan --json", "plan --command", "check", "check --json"} {
+			t.Run(command+" "+way, func(t *testing.T) {
+				s, _ := straced(t, h, way, strings.Fields(command)...)
+				wantClean(t, s)
+				if r := s.Report(); len(r.Meant) != 0 {
+					t.Errorf("it writes values somewhere:\n%s", reportText(t, s))
+				}
+			})
+		}
+	}
+	t.Run("control: the way by hand", func(t *testing.T) { wantByHandFound(t, h) })
+	t.Run("control: a file that lives a moment", func(t *testing.T) {
+		s := h.search(t)
+		short := filepath.Join(h.dir, "short")
+		trace(t, s, leak.Trace{Argv: []string{"bash", "-c", `read -r v <"$1"; echo "$v" >"$2"; rm "$2"`, "bash", filepath.Join(h.creds, h.all[0].name), short}})
+		if !slices.ContainsFunc(s.Report().Findings, func(f leak.Finding) bool {
+			return f.Place.Kind == leak.Write && f.Place.Target == leak.ToFile && f.Place.Path == short
+		}) {
+			t.Errorf("not found:\n%s", reportText(t, s))
+		}
+	})
+}
+
+// straced runs a command of the program to its end.
+func straced(t *testing.T, h *host, way string, command ...string) (*leak.Search, string) {
+	t.Helper()
+	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	args, env := h.bySource(t, way, "")
+	argv := append([]string{path, command[0], h.file()}, append(command[1:], args...)...)
+	s := h.search(t, payload()...)
+	out := trace(t, s, leak.Trace{Argv: argv, Env: h.env(env...), Dir: "/"})
+	return s, out
+}
+
+// trace runs a command under strace and returns its standard output.
+func trace(t *testing.T, s *leak.Search, tr leak.Trace) string {
+	t.Helper()
+	var out, said transcript
+	tr.Stdout, tr.Stderr = &out, &said
+	got, err := s.Strace(t.Context(), tr)
+	if err != nil || got.ExitCode != 0 || got.Unknown != 0 {
+		t.Fatalf("%+v, %v: %s\n%s", got, err, out.String(), said.String())
+	}
+	for _, k := range s.Report().NotSearched {
+		// Our own locked pages, and the ring that QEMU waits for its events with.
+		if k.Example != "/secretmem" && !strings.HasPrefix(k.What, "io_uring_setup") {
+			t.Errorf("not searched: %s: %s, %d times (%s)", k.What, k.Why, k.Count, k.Example)
+		}
+	}
+	return out.String()
+}
+
+// byHand is how it is done without vmcred: bench/seeds.sh.
+func byHand(t *testing.T, h *host) *exec.Cmd {
+	t.Helper()
+	c := exec.Command("../../bench/seeds.sh", "../../leak/testdata/vmm.sh", "uuids=[1]")
+	for _, v := range h.all {
+		c.Args = append(c.Args, v.name)
+	}
+	c.Env = []string{"PATH=" + os.Getenv("PATH"), "CREDENTIALS_DIRECTORY=" + h.creds}
+	return c
+}
+
+func wantByHandFound(t *testing.T, h *host) {
+	t.Helper()
+	c := byHand(t, h)
+	s := h.search(t)
+	trace(t, s, leak.Trace{Argv: c.Args, Env: c.Env})
+	wantFound(t, s, h, leak.ExecArgv, leak.ExecEnviron)
+}
+
+// wantFound wants every value found in places of all these kinds.
+func wantFound(t *testing.T, s *leak.Search, h *host, kinds ...leak.Kind) {
+	t.Helper()
+	findings := s.Report().Findings
+	for _, v := range h.all {
+		for _, kind := range kinds {
+			if !slices.ContainsFunc(findings, func(f leak.Finding) bool {
+				return f.Needle == h.name+"/"+v.name && f.Place.Kind == kind
+			}) {
+				t.Errorf("%s was not found in %s:\n%s", v.name, kind, reportText(t, s))
+			}
+		}
+	}
+}
+
+// The whole running system by sampling: while VMs start, one for each way a
+// value gets in, and while they run.
+func TestNoValueIsInTheRunningSystem(t *testing.T) {
+	began := time.Now()
+	list := make([]*host, 0, len(ways()))
+	meant := payload()
+	for range ways() {
+		h := newHost(t, few())
+		list = append(list, h)
+		meant = append(meant, leak.Under("where the values come from", h.creds))
+	}
+	s := searchOf(t, meant, list...)
+	all, w := startAll(t, s, list)
+	if err := s.System(t.Context(), leak.System{Since: began}); err != nil {
+		t.Fatal(err)
+	}
+	wantClean(t, s)
+	for _, f := range s.Report().Meant {
+		if f.Place.Kind == leak.Descriptor {
+			t.Errorf("a memory file still holds a value: %s", f)
+		}
+	}
+	t.Logf("%d rounds, the longest gap %s; %s", w.Rounds, w.Gap, s.Report().Searched)
+	for i, r := range all {
+		for _, c := range list[i].all {
+			if strings.Contains(r.out.String()+r.err.String(), string(c.value)) {
+				t.Errorf("%s was said", c.name)
+			}
+		}
+		r.stop(t)
+		list[i].clean(t)
+	}
+}
+
+// startAll starts the VMs, one for each way a value gets in, and looks at every
+// process again and again until all of their guests have reported.
+func startAll(t *testing.T, s *leak.Search, list []*host) (all []*running, w leak.Watched) {
+	t.Helper()
+	ready, watched := make(chan struct{}), make(chan error, 1)
+	go func() {
+		var err error
+		w, err = s.Watch(t.Context(), time.Millisecond, func() error {
+			<-ready
+			return nil
+		})
+		watched <- err
+	}()
+	func() {
+		defer close(ready) // also when a start fails
+		for i, way := range ways() {
+			args, env := list[i].bySource(t, way, "wait")
+			all = append(all, start(t, list[i].command(t, env, append([]string{"run", list[i].file()}, args...)...)))
+		}
+		for _, r := range all {
+			r.awaitGuest(t)
+		}
+	}()
+	if err := <-watched; err != nil {
+		t.Fatal(err)
+	}
+	return all, w
+}
+
+// The same sampling finds the way by hand, and a file.
+func TestSamplingFindsTheWayByHand(t *testing.T) {
+	h := newHost(t, few()[:2])
+	if os.Geteuid() == 0 {
+		h = newHostOf(t, 0, h.all) // bash reads the files as whoever tests
+	}
+	c := byHand(t, h)
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, c)
+	r.await(t, &r.out, "running\n")
+	s := h.search(t)
+	short := filepath.Join(h.dir, "short")
+	err = errors.Join(os.WriteFile(short, h.all[0].value, 0o600), s.Processes(t.Context()),
+		s.Files(t.Context(), leak.Files{Roots: []string{h.dir}}), in.Close())
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantFound(t, s, h, leak.Argv, leak.Environ)
+	if !slices.ContainsFunc(s.Report().Findings, func(f leak.Finding) bool { return f.Place.Path == short }) {
+		t.Error("the file was not found")
+	}
+	r.end(t)
+}
