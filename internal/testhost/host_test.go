@@ -21,6 +21,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 const (
@@ -73,11 +74,12 @@ func setUp(t *testing.T) *host {
 		t.Fatal(err)
 	}
 	h := &host{page: readPage(t, "../../docs/systemd.md"), nonce: rand.Text(), every: map[string]string{}}
-	dest, build := t.TempDir(), t.TempDir()
-	h.page.install(t, "../..", dest, build)
-	h.container = boot(t, "--bind="+filepath.Join(dest, "usr/local")+":/usr/local",
+	dir := t.TempDir()
+	dest := filepath.Join(dir, "dest")
+	h.page.install(t, "../..", dest, filepath.Join(dir, "build"))
+	h.container = boot(t, dir, "--bind="+filepath.Join(dest, "usr/local")+":/usr/local",
 		"--bind-ro="+guest+":/var/lib/vmcred/images/demo", "--bind-ro="+program+":"+self)
-	h.do(t, "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin "+other)
+	h.do(t, "useradd --system --user-group --groups kvm --no-create-home --shell /usr/sbin/nologin "+other)
 	h.page.follow(t, h.container, "The VM and its user")
 	h.writeVM(t)
 	h.page.follow(t, h.container, "The secrets")
@@ -167,6 +169,7 @@ func (h *host) listen(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetReadDeadline(time.Now().Add(patience))
 	var said []string
 	lines := bufio.NewScanner(conn)
 	for lines.Scan() {
@@ -177,6 +180,7 @@ func (h *host) listen(t *testing.T) []string {
 		said = append(said, line)
 		if line == "done" {
 			go func() {
+				_ = conn.SetReadDeadline(time.Time{})
 				for lines.Scan() {
 				}
 			}()

@@ -47,11 +47,19 @@ func TestUnit(t *testing.T) {
 func testStart(t *testing.T, h *host) {
 	h.page.follow(t, h.container, "Start")
 	id := h.started(t)
-	h.want(t, map[string]string{"ActiveState": "active", "SubState": "running", "NRestarts": "0", "UnitFileState": "enabled"})
-	// The guest cannot have said a word yet, unless start waited for its boot.
-	early := with(h.records(t, id), func(r record) bool { return r.message() == "demo: done" })
-	if len(early) > 0 {
-		t.Error("start waited for the guest's boot")
+	h.want(t, map[string]string{
+		"ActiveState": "active", "SubState": "running", "StatusText": "running", "NRestarts": "0", "UnitFileState": "enabled",
+	})
+	// Every value is in the hypervisor by then, and the guest has said nothing yet.
+	records := h.records(t, id)
+	end := slices.IndexFunc(records, func(r record) bool { return r["JOB_TYPE"] == "start" && r["JOB_RESULT"] == "done" })
+	if end < 0 {
+		t.Fatalf("systemd has no word of the start:\n%s", tail(records))
+	}
+	delivered := with(slices.Clone(records[:end]), func(r record) bool { return r["VMCRED_GUEST"] != "" })
+	said := with(slices.Clone(records[:end]), func(r record) bool { return r.message() == "demo: done" })
+	if len(delivered) != 6 || len(said) > 0 {
+		t.Errorf("start returned with %d credentials delivered, want 6, and %d guests booted, want 0", len(delivered), len(said))
 	}
 }
 
@@ -177,7 +185,7 @@ func testStop(t *testing.T, h *host) {
 			t.Errorf("%s is left: %s", path, out)
 		}
 	}
-	if out, err := h.try("! pgrep -u " + vmUser); err != nil {
+	if out, err := h.try("uid=$(id -u " + vmUser + "); ! grep -sE \"^Uid:\\s$uid\\s\" /proc/[0-9]*/status"); err != nil {
 		t.Errorf("processes of the VM's user are left: %s", out)
 	}
 }
