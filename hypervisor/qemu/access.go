@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -34,6 +35,7 @@ func (d *Driver) CheckAccess(spec *vm.Spec, info hypervisor.Info, id *launch.Ide
 			c.fault(w.field, w.refusal(id, errs[i]), w.hint)
 		}
 	}
+	c.consoleAccess(spec.Console)
 	if id == nil || id.UID == 0 {
 		return c.problems
 	}
@@ -44,6 +46,22 @@ func (d *Driver) CheckAccess(spec *vm.Spec, info hypervisor.Info, id *launch.Ide
 		}
 	}
 	return c.problems
+}
+
+// consoleAccess: the console's file is opened by this process, not by QEMU.
+func (c *checker) consoleAccess(console vm.Console) {
+	if console.Mode != vm.ConsoleFile {
+		return
+	}
+	w := access{field: "console", path: console.Path, write: true, hint: "chmod or chown it, or choose another file"}
+	mode := uint32(unix.W_OK)
+	if !exists(w.path) {
+		w.path, mode = filepath.Dir(w.path), unix.W_OK|unix.X_OK
+	}
+	// What does not exist is Check's to say.
+	if err := unix.Faccessat(unix.AT_FDCWD, w.path, mode, unix.AT_EACCESS); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.fault(w.field, w.refusal(nil, err), w.hint)
+	}
 }
 
 // access is one file that QEMU opens by its path.
