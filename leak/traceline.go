@@ -94,13 +94,11 @@ func (l traceLine) call(kind lineKind, name, args []byte) traceLine {
 			return l
 		}
 	}
-	end := -1
-	eachPart(args, func(p part) bool {
-		if p.kind == partEnd {
-			end = p.from
-		}
-		return p.kind != partEnd
-	})
+	end := argsEnd(args, 0)
+	// What was begun on an earlier line may have opened braces there.
+	for depth := 1; end < 0 && kind == lineResumed && depth <= maxDepth; depth++ {
+		end = argsEnd(args, depth)
+	}
 	if end < 0 {
 		return l
 	}
@@ -110,6 +108,21 @@ func (l traceLine) call(kind lineKind, name, args []byte) traceLine {
 	}
 	l.kind, l.name, l.args, l.result = kind, string(name), args[:end], result
 	return l
+}
+
+// maxDepth is how deep structures stand in each other where a call was begun.
+const maxDepth = 8
+
+// argsEnd finds the closing parenthesis, or returns -1.
+func argsEnd(args []byte, depth int) int {
+	end := -1
+	eachPartFrom(args, depth, func(p part) bool {
+		if p.kind == partEnd {
+			end = p.from
+		}
+		return p.kind != partEnd
+	})
+	return end
 }
 
 // failed reports whether the call ended with an error, or has not ended.
@@ -147,8 +160,11 @@ type part struct {
 
 // eachPart calls f for every piece of a call's arguments until f returns false.
 // It never fails: what it cannot make sense of is words.
-func eachPart(args []byte, f func(part) bool) {
-	depth, arg, item, word := 0, 0, 0, 0
+func eachPart(args []byte, f func(part) bool) { eachPartFrom(args, 0, f) }
+
+// eachPartFrom begins inside as many braces as depth says.
+func eachPartFrom(args []byte, depth int, f func(part) bool) {
+	arg, item, word := 0, 0, 0
 	for i := 0; i < len(args); {
 		p := part{arg: arg, item: item, from: word, to: i}
 		switch c := args[i]; {

@@ -16,6 +16,8 @@ func TestParseLine(t *testing.T) {
 		`12 write(1<\x2f\x78>(deleted), "\x61", 1) = 1`:                         `write descriptor0 "\x2f\x78" word0 "deleted" string1 "\x61" word2 "1" end "1"`,
 		`12 write(1<UNIX-STREAM:[1->2,"\x2f>"]>, "\x61"..., 9 <unfinished ...>`: `write descriptor0 "UNIX-STREAM:[1->2,\"\x2f>\"]" cut1 "\x61" word2 "9"`,
 		`12 <... write resumed>)             = 1`:                               `write end "1"`,
+		`12 <... io_uring_setup resumed>, n=2, off={head=0}}) = 7<\x61>`:        `io_uring_setup word1 "n=2" word2 "head=0" end "7<\x61>"`,
+		`12 <... sendmsg resumed>, iov_len=1}], msg_iovlen=1}, 0) = 1`:          `sendmsg word1 "iov_len=1" word1 "msg_iovlen=1" word1 "0" end "1"`,
 		`12 execve("\x2f", ["\x61", "\x62"], ["\x63"]) = -1 ENOENT (No)`:        `execve string0 "\x2f" string1 "\x61" string1.1 "\x62" string2 "\x63" end "-1 ENOENT (No)"`,
 		`12 write(1<\x2f\x78<char 1:3>>, 0x7f, 1) = ?`:                          `write descriptor0 "\x2f\x78<char 1:3>" word1 "0x7f" word2 "1" end "?"`,
 		`12 sendmsg(5<TCPv6:[[::1]:1->[::1]:2]>, {i=[{b="\x78"}]}, 0) = 1`:      `sendmsg descriptor0 "TCPv6:[[::1]:1->[::1]:2]" string1 "\x78" word2 "0" end "1"`,
