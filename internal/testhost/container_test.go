@@ -25,7 +25,7 @@ import (
 
 // patience is for machines far slower than any this was tried on. It decides
 // about nothing but how long a test that hangs takes to fail.
-const patience = 3 * time.Minute
+const patience = 5 * time.Minute
 
 // self is where the container has this very test program.
 const self = "/opt/testhost"

@@ -100,7 +100,9 @@ func (h *host) writeVM(t *testing.T, more ...string) {
 	if !strings.Contains(text, "\nstatic:\n") {
 		t.Fatal("the page's VM has no static credentials to add to")
 	}
-	h.write(t, vmFile, text+"  DEMO_NONCE: "+h.nonce+"\n"+strings.Join(more, "\n")+"\n")
+	// A guest on a busy machine may need longer than the default.
+	more = append([]string{"  DEMO_NONCE: " + h.nonce}, append(more, "stop-timeout: 2m")...)
+	h.write(t, vmFile, text+strings.Join(more, "\n")+"\n")
 }
 
 // remember reads the values as they are now.
