@@ -60,13 +60,18 @@ func newHostOf(t *testing.T, uid int, all []credentialFile) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{name: fmt.Sprintf("t%d-%d", os.Getpid(), hosts.Add(1)), uid: uid, all: all}
+	h := &host{name: fmt.Sprintf("t%d-%dx", os.Getpid(), hosts.Add(1)), uid: uid, all: all}
 	h.dir = filepath.Join(base, h.name)
 	h.creds, h.run = filepath.Join(h.dir, "credentials"), filepath.Join(h.dir, "run")
 	if uid == 0 {
 		h.run = "/run"
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(h.dir) })
+	t.Cleanup(func() {
+		if pid := h.vmm(); pid != 0 { // only after a failure
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		_ = os.RemoveAll(h.dir)
+	})
 	elf, err := os.ReadFile(kernel)
 	if err != nil {
 		t.Fatal(err)

@@ -151,7 +151,7 @@ func wantNoCopy(t *testing.T, h *host, pid int, when string) {
 	if m.Total() != 0 || m.Unreadable != 0 {
 		t.Errorf("%s: %d copies, %d bytes that could not be read: %+v", when, m.Total(), m.Unreadable, m.Copies)
 	}
-	t.Logf("%s: 0 copies in %d bytes", when, m.Bytes)
+	t.Logf("%s: %d copies in %d bytes", when, m.Total(), m.Bytes)
 }
 
 // countVMM says how many copies the hypervisor has, and that its memory files are empty.
