@@ -35,6 +35,7 @@ type demo struct {
 	values map[string]*secret.Value // by name on the host
 	nonce  string
 	creds  string // the credentials directory
+	runDir string // the VM's runtime directory while it runs
 	env    []string
 	plan   planned
 	vm     *vmProcess
@@ -88,11 +89,9 @@ func makeSecrets(_ context.Context, d *demo) error {
 // makeDirectory makes a directory that is never written to a disk: a ramfs of
 // its own for root, as systemd does; for others their runtime directory.
 func (d *demo) makeDirectory() error {
-	base := os.Getenv("XDG_RUNTIME_DIR")
-	if os.Geteuid() == 0 {
-		base = "/run"
-	} else if base == "" {
-		return errors.New("XDG_RUNTIME_DIR is not set: log in through systemd-logind, or run this as root")
+	base, err := d.runtimeDir()
+	if err != nil {
+		return err
 	}
 	dir, err := os.MkdirTemp(base, "vmcred-demo-")
 	if err != nil {
@@ -112,7 +111,35 @@ func (d *demo) makeDirectory() error {
 		d.undo = append(d.undo, func() error { return unix.Unmount(d.creds, 0) })
 	}
 	d.env = append(os.Environ(), "CREDENTIALS_DIRECTORY="+d.creds)
+	if os.Geteuid() != 0 {
+		d.env = append(d.env, "XDG_RUNTIME_DIR="+base)
+	}
+	d.runDir = filepath.Join(base, "vmcred", vmName)
 	return nil
+}
+
+// runtimeDir is where vmcred keeps what belongs to a running VM. A user without
+// a login session (su, a container) has none, and gets one in memory.
+func (d *demo) runtimeDir() (string, error) {
+	if os.Geteuid() == 0 {
+		return "/run", nil
+	}
+	dir := os.Getenv("XDG_RUNTIME_DIR")
+	if st, err := os.Stat(dir); err == nil && st.IsDir() {
+		return dir, nil
+	}
+	const memory = "/dev/shm"
+	var fs unix.Statfs_t
+	if err := unix.Statfs(memory, &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
+		return "", errors.New("there is no XDG_RUNTIME_DIR, and no " + memory + " in memory: log in through systemd-logind, or run this as root")
+	}
+	dir, err := os.MkdirTemp(memory, "vmcred-demo-run-")
+	if err != nil {
+		return "", err
+	}
+	d.undo = append(d.undo, func() error { return os.RemoveAll(dir) })
+	fmt.Printf("no XDG_RUNTIME_DIR: using %s for the time of this demo\n", dir)
+	return dir, nil
 }
 
 // lendGuest shows the guest's files where the VM's user can read them, which

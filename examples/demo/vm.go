@@ -115,19 +115,17 @@ func powerOff(_ context.Context, d *demo) error {
 		return err
 	}
 	fmt.Println("the guest powered off; exit status 0")
-	return leftovers(qemu)
+	return leftovers(qemu, d.runDir)
 }
 
 // leftovers looks for the hypervisor's process and for the VM's runtime directory.
-func leftovers(qemu int) error {
+func leftovers(qemu int, runDir string) error {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", qemu))
 	if err == nil && strings.Contains(string(b), "qemu-system") {
 		return fmt.Errorf("process %d is left running", qemu)
 	}
-	for _, dir := range []string{"/run/vmcred/" + vmName, os.Getenv("XDG_RUNTIME_DIR") + "/vmcred/" + vmName} {
-		if _, err := os.Lstat(dir); err == nil {
-			return fmt.Errorf("%s is left behind", dir)
-		}
+	if _, err := os.Lstat(runDir); err == nil {
+		return fmt.Errorf("%s is left behind", runDir)
 	}
 	return nil
 }
