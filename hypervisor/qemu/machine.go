@@ -31,8 +31,9 @@ type machine struct {
 	console *console
 	said    *said
 	events  chan hypervisor.Event // room for each kind once, so nothing waits for a reader
-	asides  sync.WaitGroup
-	done    chan struct{} // closed when all is over; exit is set before
+	stops   chan struct{}         // QEMU stopped the guest, and nobody has asked why yet
+	asked   chan struct{}         // closed when nobody will ask any more
+	done    chan struct{}         // closed when all is over; exit is set before
 	exit    exit
 
 	mu      sync.Mutex // guards what follows
@@ -65,10 +66,12 @@ func newMachine(proc *launch.Process, control net.Conn, c *console, s *said) *ma
 		proc: proc, console: c, said: s,
 		events:  make(chan hypervisor.Event, 8),
 		emitted: make(map[hypervisor.EventKind]bool),
-		done:    make(chan struct{}),
+		stops:   make(chan struct{}, 1), asked: make(chan struct{}),
+		done: make(chan struct{}),
 	}
 	c.started()
 	m.qmp = qmp.New(control, m.heard)
+	go m.askWhy()
 	go m.settle()
 	return m
 }
@@ -103,7 +106,20 @@ func (m *machine) heard(e qmp.Event) {
 	case "BLOCK_IO_ERROR":
 		m.said.line(fmt.Sprintf("%s: %s error: %s (%s)", data.Node, data.Operation, data.Reason, data.Action))
 	case "STOP":
-		m.asides.Go(m.paused) // it asks a question, and this is who reads the answer
+		// It takes a question, and this is who reads the answer. One question for
+		// any number of stops: a QEMU that is taken over can send them without end.
+		select {
+		case m.stops <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// askWhy asks after each stop, one question at a time.
+func (m *machine) askWhy() {
+	defer close(m.asked)
+	for range m.stops {
+		m.paused()
 	}
 }
 
@@ -231,8 +247,9 @@ func (m *machine) Wait(ctx context.Context) (hypervisor.Exit, error) {
 func (m *machine) settle() {
 	<-m.proc.Done()
 	waitFor(m.qmp.Done(), grace)
-	_ = m.qmp.Close()
-	m.asides.Wait()
+	_ = m.qmp.Close() // its reader, which fills m.stops, is gone then
+	close(m.stops)
+	<-m.asked
 	m.console.finish(grace)
 	m.said.finish(grace)
 	m.mu.Lock()

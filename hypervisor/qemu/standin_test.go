@@ -29,6 +29,7 @@ const (
 	playChatters = "chatters"
 	playStays    = "stays" // runs until quit
 	playCrashes  = "crashes"
+	playFloods   = "floods" // stops the guest again and again, and reads no question
 )
 
 const hello = `{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}`
@@ -140,7 +141,7 @@ func hang() {
 
 func (p *player) cont(id uint64, ok string) (done bool, code int) {
 	if p.part == playRefuses {
-		p.say(fmt.Sprintf(`{"error": {"class": "GenericError", "desc": "not today"}, "id": %d}`, id))
+		p.say(fmt.Sprintf(`{"error": {"class": "GenericError", "desc": "not \u001b[31mtoday\u0007\nvmcred: all is well"}, "id": %d}`, id))
 		return false, 0
 	}
 	p.event("RESUME", "")
@@ -155,6 +156,12 @@ func (p *player) cont(id uint64, ok string) (done bool, code int) {
 		return true, 7
 	case playGivesUp:
 		p.event("STOP", "")
+	case playFloods:
+		for range stops {
+			p.event("STOP", "")
+		}
+		p.event("SHUTDOWN", `"guest": true, "reason": "guest-shutdown"`)
+		hang()
 	case playCrashes:
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		hang()

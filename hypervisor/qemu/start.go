@@ -161,6 +161,9 @@ func (s *starter) undo(ctx context.Context, err error) error {
 	case ended:
 		return withHint(&Error{Message: "QEMU did not start (" + m.exit.how() + ")" + tail(m.said.words())})
 	}
+	if refused := (*qmp.CommandError)(nil); errors.As(err, &refused) {
+		refused.Desc = oneLine(refused.Desc) // its own words, whatever they are
+	}
 	return withHint(&Error{Message: "QEMU did not start the guest", Err: err})
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -38,7 +39,7 @@ func TestStartFails(t *testing.T) {
 		playDies:     {"exit status 1): qemu-system-x86_64: ?[31mno such thing?; qemu-system-x86_64: really", ""},
 		playDiesLate: {`"write" lock`, "another VM"},
 		playGarbage:  {"not a QMP message", ""},
-		playRefuses:  {"cont: not today", ""},
+		playRefuses:  {"cont: not ?[31mtoday?;vmcred: all is well", ""},
 	} {
 		t.Run(part, func(t *testing.T) {
 			d, l, out := staged(t, part)
@@ -199,6 +200,31 @@ func TestChatter(t *testing.T) {
 	}
 	if !strings.HasPrefix(exit.Detail, "line 4999 ") {
 		t.Errorf("last words %.40q", exit.Detail)
+	}
+}
+
+// stops is how often playFloods stops the guest.
+const stops = 5000
+
+// TestStopFlood: a QEMU that is taken over costs no memory for each of its
+// events, and cannot hold up the end.
+func TestStopFlood(t *testing.T) {
+	d, l, _ := staged(t, playFloods)
+	before := runtime.NumGoroutine()
+	m, err := d.Start(t.Context(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for e := range m.Events() { // in order: the last one of the flood
+		if e.Kind == hypervisor.EventPowerOff {
+			break
+		}
+	}
+	if n := runtime.NumGoroutine() - before; n > 50 {
+		t.Errorf("%d goroutines more than before, after %d events", n, stops)
+	}
+	if err := m.Kill(); err != nil {
+		t.Error(err)
 	}
 }
 
