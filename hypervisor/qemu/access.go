@@ -35,7 +35,7 @@ func (d *Driver) CheckAccess(spec *vm.Spec, info hypervisor.Info, id *launch.Ide
 			c.fault(w.field, w.refusal(id, errs[i]), w.hint)
 		}
 	}
-	c.consoleAccess(spec.Console)
+	c.consoleAccess(spec.Console, id)
 	if id == nil || id.UID == 0 {
 		return c.problems
 	}
@@ -49,7 +49,7 @@ func (d *Driver) CheckAccess(spec *vm.Spec, info hypervisor.Info, id *launch.Ide
 }
 
 // consoleAccess: the console's file is opened by this process, not by QEMU.
-func (c *checker) consoleAccess(console vm.Console) {
+func (c *checker) consoleAccess(console vm.Console, id *launch.Identity) {
 	if console.Mode != vm.ConsoleFile {
 		return
 	}
@@ -61,6 +61,11 @@ func (c *checker) consoleAccess(console vm.Console) {
 	// What does not exist is Check's to say.
 	if err := unix.Faccessat(unix.AT_FDCWD, w.path, mode, unix.AT_EACCESS); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.fault(w.field, w.refusal(nil, err), w.hint)
+	}
+	if st, err := os.Lstat(console.Path); err == nil && st.Mode().IsRegular() {
+		if err := checkLog(console.Path, st, id); err != nil {
+			c.fault(w.field, err.Error(), "remove it or chown it, or choose another file")
+		}
 	}
 }
 

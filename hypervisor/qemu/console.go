@@ -6,13 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
 )
 
@@ -30,12 +33,12 @@ type console struct {
 
 // openConsole makes what the mode needs. A file is opened here, as this process's
 // user: created with mode 0600, appended to, never through a link at its end.
-func openConsole(c vm.Console, runDir string, w io.Writer) (*console, error) {
+func openConsole(c vm.Console, runDir string, id *launch.Identity, w io.Writer) (*console, error) {
 	switch c.Mode {
 	case vm.ConsoleOff:
 		return &console{}, nil
 	case vm.ConsoleFile:
-		f, err := openLog(c.Path)
+		f, err := openLog(c.Path, id)
 		if err != nil {
 			return nil, &Error{Message: "the console's file", Err: err}
 		}
@@ -56,19 +59,41 @@ func openConsole(c vm.Console, runDir string, w io.Writer) (*console, error) {
 	}
 }
 
-func openLog(path string) (*os.File, error) {
+// openLog opens the console's file for a VMM of that user; nil is the process's own.
+func openLog(path string, id *launch.Identity) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s is %s, not a regular file", quotePath(path), kindOf(st.Mode()))
+	if err == nil {
+		err = checkLog(path, st, id)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// checkLog refuses what the guest should not write to: another file under a
+// second name, and a file that someone else put there, to read along.
+func checkLog(path string, st fs.FileInfo, id *launch.Identity) error {
+	if !st.Mode().IsRegular() {
+		return fmt.Errorf("%s is %s, not a regular file", quotePath(path), kindOf(st.Mode()))
+	}
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	switch {
+	case !ok:
+		return fmt.Errorf("%s: its owner cannot be told", quotePath(path))
+	case sys.Nlink > 1:
+		return &Error{Message: quotePath(path) + " is a file with several names", Cure: "choose another file"}
+	case sys.Uid != 0 && int(sys.Uid) != os.Geteuid() && (id == nil || sys.Uid != id.UID):
+		return &Error{
+			Message: fmt.Sprintf("%s belongs to user %d, who could read the console and change it", quotePath(path), sys.Uid),
+			Cure:    "remove it or chown it, or choose another file",
+		}
+	}
+	return nil
 }
 
 // listenUnix listens at the path with mode 0600, in place of a socket that a

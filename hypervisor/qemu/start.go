@@ -73,7 +73,7 @@ func (s *starter) start(ctx context.Context, d *Driver) error {
 // open makes all that QEMU inherits but the values.
 func (s *starter) open() error {
 	var err error
-	if s.console, err = openConsole(s.l.Spec.Console, s.l.RunDir, s.l.Console); err != nil {
+	if s.console, err = openConsole(s.l.Spec.Console, s.l.RunDir, s.l.Identity, s.l.Console); err != nil {
 		return err
 	}
 	if s.qmp, s.qmpEnd, err = socketPair("qmp"); err != nil {
