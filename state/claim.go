@@ -52,7 +52,7 @@ func Acquire(root, name string) (*Claim, error) {
 	if err := makeRoot(root); err != nil {
 		return nil, &SetupError{err}
 	}
-	c := &Claim{dir: filepath.Join(root, name), keep: os.Getenv("RUNTIME_DIRECTORY") == filepath.Join(root, name)}
+	c := &Claim{dir: filepath.Join(root, name), keep: UnitDir(os.Getenv) == filepath.Join(root, name)}
 	// A predecessor that ends just now removes its lock: then take the new one.
 	for {
 		again, err := c.take(name)

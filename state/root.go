@@ -13,14 +13,16 @@ import (
 )
 
 // SystemRoot is the runtime directory of VMs that root or the host's systemd starts.
-const SystemRoot = "/run/vmcred"
+const SystemRoot = "/run/" + rootName
+
+const rootName = "vmcred"
 
 // Root returns the directory below which each VM has its runtime directory:
-// the parent of $RUNTIME_DIRECTORY in a unit (systemd.exec(5), RuntimeDirectory=),
+// the parent of [UnitDir] in a VM's unit (systemd.exec(5), RuntimeDirectory=),
 // /run/vmcred for root, $XDG_RUNTIME_DIR/vmcred for everyone else.
 func Root(uid int, getenv func(string) string) (string, error) {
-	if dir := getenv("RUNTIME_DIRECTORY"); filepath.IsAbs(dir) {
-		return filepath.Dir(filepath.Clean(dir)), nil
+	if dir := UnitDir(getenv); dir != "" {
+		return filepath.Dir(dir), nil
 	}
 	if uid == 0 {
 		return SystemRoot, nil
@@ -32,7 +34,21 @@ func Root(uid int, getenv func(string) string) (string, error) {
 	if _, err := os.Stat(base); err != nil || !filepath.IsAbs(base) {
 		return "", &NoRuntimeDirError{Dir: base}
 	}
-	return filepath.Join(base, "vmcred"), nil
+	return filepath.Join(base, rootName), nil
+}
+
+// UnitDir returns the directory in $RUNTIME_DIRECTORY that a VM's unit has there,
+// vmcred/NAME; empty if there is none. A service of another kind that calls us
+// has that variable too: beside its directory are those of other programs, and
+// a VM may have the name of one.
+func UnitDir(getenv func(string) string) string {
+	for _, dir := range filepath.SplitList(getenv("RUNTIME_DIRECTORY")) {
+		dir = filepath.Clean(dir)
+		if filepath.IsAbs(dir) && filepath.Base(filepath.Dir(dir)) == rootName {
+			return dir
+		}
+	}
+	return ""
 }
 
 // NoRuntimeDirError says that an ordinary user has no runtime directory.

@@ -3,10 +3,10 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -77,10 +77,7 @@ func (a *app) options(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (runner.O
 // cacheDir is where facts about this host are remembered until the next boot.
 // In a unit the VM's user can write only its own runtime directory.
 func (a *app) cacheDir(root string) string {
-	if dir := a.getenv("RUNTIME_DIRECTORY"); filepath.IsAbs(dir) {
-		return dir
-	}
-	return root
+	return cmp.Or(state.UnitDir(a.getenv), root)
 }
 
 // inUnit reports whether systemd itself started this process (systemd.exec(5), $SYSTEMD_EXEC_PID).
