@@ -3,13 +3,16 @@
 package runner
 
 import (
+	"context"
 	"os"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/vmcred/vmcred/credential"
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/internal/launch"
+	"github.com/vmcred/vmcred/secret"
 	"github.com/vmcred/vmcred/vm"
 )
 
@@ -32,5 +35,21 @@ func TestWhatIsMissingIsSaidOnce(t *testing.T) {
 	o := Options{Spec: &vm.Spec{}, Driver: d, Identity: &launch.Identity{UID: uint32(os.Getuid() + 1), GID: 1}}
 	if diff := cmp.Diff(vm.Problems{gone, closed}, Problems(o, hypervisor.Info{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Who stops a VM before it runs has stopped it: nothing was refused, whatever
+// did not work any more because of that.
+func TestStoppedWhileReading(t *testing.T) {
+	d := &scripted{}
+	f := setUp(t, d, map[string]string{"host-a": "x"})
+	ctx, cancel := context.WithCancel(t.Context())
+	open := f.o.Open
+	f.o.Open = func(a *secret.Arena) (credential.Source, error) {
+		cancel()
+		return open(a)
+	}
+	if out, err := Run(ctx, f.o); err != nil || out != Ended || d.boots != 0 {
+		t.Errorf("%v %v, %d boots", out, err, d.boots)
 	}
 }

@@ -116,6 +116,9 @@ func (r *run) start(ctx context.Context) (hypervisor.Machine, error) {
 			r.Log.Warn(w.Error(), "hint", w.Hint, "field", w.Field)
 		}
 	}
+	if cerr := ctx.Err(); err != nil && cerr != nil {
+		return nil, cerr // who stops it is not told what did not work because of that
+	}
 	if err != nil {
 		return nil, err
 	}
