@@ -123,6 +123,7 @@ func tryAs(id *launch.Identity, wants []access) ([]error, error) {
 	}
 	var errs []error
 	failed := make(chan error)
+	defer keepDumpable()()
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		err := becomeForFiles(id)
@@ -135,6 +136,19 @@ func tryAs(id *launch.Identity, wants []access) ([]error, error) {
 		return nil, fmt.Errorf("becoming %s: %w", userName(id), err)
 	}
 	return errs, nil
+}
+
+// keepDumpable returns what sets this process's dumpable attribute as it is now.
+// When a thread changes its file system identity, the kernel gives the whole
+// process that of fs.suid_dumpable: on some hosts 1, which the runner must not be.
+func keepDumpable() (restore func()) {
+	was, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	return func() {
+		// 2 cannot be set: nobody has set it, it is fs.suid_dumpable already.
+		if err == nil && was != 2 {
+			_ = unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(was), 0, 0, 0) // 0 and 1 are always taken
+		}
+	}
 }
 
 // becomeForFiles changes the calling thread only. Leaving uid 0 takes the

@@ -116,6 +116,10 @@ func TestCheckAccess(t *testing.T) {
 	s.Boot.Initrd = file("initrd", 0o600, 0)
 	id := &launch.Identity{User: "vmcred-test", UID: 65531, GID: 65532, Groups: []uint32{65533}}
 	d := New(Options{})
+	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
 	got := faults(d.CheckAccess(s, emulation, id))
 	for _, want := range []string{
 		"error: boot.initrd: " + s.Boot.Initrd + ": vmcred-test may not read it",
@@ -130,6 +134,9 @@ func TestCheckAccess(t *testing.T) {
 	}
 	if got := faults(d.CheckAccess(s, emulation, nil)); got != "" {
 		t.Errorf("root may: %s", got)
+	}
+	if now, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); now != dumpable {
+		t.Errorf("this process's dumpable attribute became %d, it was %d: %v", now, dumpable, err)
 	}
 	// The other threads are still root's.
 	if _, err := os.ReadFile(s.Boot.Initrd); err != nil {

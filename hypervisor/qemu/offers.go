@@ -57,8 +57,9 @@ func (d *Driver) Offers(spec *vm.Spec, _ hypervisor.Info) []delivery.Offer {
 	}}
 }
 
-// smbiosRoom is what is left of the table for us, in bytes.
+// smbiosRoom is what is left of the table for us, in bytes: never 0, which is no
+// limit in an offer.
 func smbiosRoom(memory int64) int {
 	dimms := int((memory + smbiosDIMMBytes - 1) / smbiosDIMMBytes)
-	return max(0, smbiosTable-smbiosOwn-smbiosRange-smbiosDIMM*dimms)
+	return max(1, smbiosTable-smbiosOwn-smbiosRange-smbiosDIMM*dimms)
 }
