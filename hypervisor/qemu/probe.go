@@ -7,14 +7,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/internal/kvm"
+	"github.com/vmcred/vmcred/internal/trusted"
 )
 
 // oldest is the first version that has all that is asked of it: one CPU socket
@@ -79,7 +83,23 @@ func (d *Driver) find() (string, error) {
 	case err != nil:
 		return "", &Error{Message: executable + " is not on PATH", Cure: "apt install qemu-system-x86"}
 	}
-	return filepath.Abs(path)
+	if path, err = filepath.Abs(path); err != nil {
+		return "", err
+	}
+	return path, checkExecutable(path)
+}
+
+// checkExecutable: whoever can write QEMU is given the secrets, and is root
+// when root asks it for its version.
+func checkExecutable(path string) error {
+	fd, err := trusted.File(path, os.Geteuid())
+	switch {
+	case err == nil:
+		return unix.Close(fd)
+	case errors.Is(err, fs.ErrPermission): // it may be run and not read
+		return nil
+	}
+	return &Error{Message: "no QEMU to start", Err: err}
 }
 
 // version asks the file, or remembers what it said.

@@ -19,6 +19,9 @@ import (
 func script(t *testing.T, body string) (path string, starts func() int) {
 	t.Helper()
 	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask
+		t.Fatal(err)
+	}
 	path, log := filepath.Join(dir, executable), filepath.Join(dir, "log")
 	write(t, path, []byte("#!/bin/sh\necho x >>"+log+"\n"+body+"\n"), 0o755)
 	return path, func() int {
@@ -141,6 +144,33 @@ func TestProbeFinds(t *testing.T) {
 	}
 	if _, err := New(Options{Path: "/nonexistent/qemu"}).Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "/nonexistent/qemu") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestProbeOfOthers: a QEMU that someone else could have written is not even
+// asked for its version, which root would run it for.
+func TestProbeOfOthers(t *testing.T) {
+	others := map[string]func(path string) error{
+		"writable by all":        func(path string) error { return os.Chmod(path, 0o777) },
+		"in a directory of many": func(path string) error { return os.Chmod(filepath.Dir(path), 0o777) },
+	}
+	if os.Geteuid() == 0 {
+		others["someone else's"] = func(path string) error { return os.Chown(path, 65534, 65534) }
+	}
+	for name, change := range others {
+		t.Run(name, func(t *testing.T) {
+			path, starts := script(t, fmt.Sprintf(says, "7.2.0"))
+			if err := change(path); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("PATH", filepath.Dir(path))
+			if _, err := New(Options{}).Probe(t.Context()); err == nil || hintOf(err) == "" {
+				t.Errorf("%v (hint %q)", err, hintOf(err))
+			}
+			if n := starts(); n > 0 {
+				t.Errorf("it was started %d times", n)
+			}
+		})
 	}
 }
 
