@@ -172,6 +172,7 @@ func TestRefused(t *testing.T) {
 		{"machine", least + "qemu: {machine: microvm}\n", "drops them"},
 		{"home", "version: 1\nhypervisor: qemu\nboot: {kernel: ~/vmlinuz}\n", "~ is not a directory"},
 		{"cmdline", "version: 1\nhypervisor: qemu\nboot: {kernel: x, cmdline: \"a\\nb\"}\n", "one line"},
+		{"no import", "version: 1\nhypervisor: qemu\nboot: {kernel: x, cmdline: \"a systemd.import-credentials='Off'\"}\nstatic: {A: x}\n", "takes no credentials"},
 		{"unit", least + "unit: vmcred@.service\n", "is a template"},
 		{"unit form", least + "unit: ../x.service\n", "not the name of a service"},
 		{"two sources", least + "credentials: {a: {file: /x, var: g/f}}\n", "more than one source: file and var"},
@@ -265,6 +266,22 @@ func TestTooLarge(t *testing.T) {
 		if _, problems := Load(path); (len(problems) == 0) != ok {
 			t.Errorf("%d bytes: %v", size, problems)
 		}
+	}
+}
+
+// The word that keeps a guest from its credentials counts as systemd counts it.
+func TestImportsNone(t *testing.T) {
+	const word = "systemd.import_credentials"
+	for cmdline, want := range map[string]bool{
+		"": false, "quiet " + word + "=no": true, word + "=0 quiet": true, "\"" + word + "=FALSE\"": true,
+		word: false, word + "=yes": false, word + "=no " + word + "=1": false, "x" + word + "=no": false,
+	} {
+		if got := importsNone(cmdline); got != want {
+			t.Errorf("%q: %v", cmdline, got)
+		}
+	}
+	if _, problems := Parse("/x/a.yaml", []byte("version: 1\nhypervisor: qemu\nboot: {kernel: x, cmdline: "+word+"=no}\noem-strings: [asset tag 7]\n")); len(problems) > 0 {
+		t.Errorf("without credentials: %v", problems)
 	}
 }
 

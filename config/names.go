@@ -4,6 +4,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/vmcred/vmcred/credential"
@@ -100,6 +101,33 @@ func (d *decoder) validateOEMStrings() {
 			d.warn(path, "write it under static:, where it is checked", "this is the credential %s, written by hand", name)
 		}
 	}
+}
+
+// validateImport refuses a guest that is told to take nothing of what it gets:
+// its systemd would start without a word, and without the values.
+func (d *decoder) validateImport() {
+	s := d.spec
+	byHand := slices.ContainsFunc(s.OEMStrings, func(v string) bool {
+		_, is := oemCredential(v)
+		return is
+	})
+	if importsNone(s.Boot.Cmdline) && (byHand || len(s.Credentials)+len(s.Static) > 0) {
+		d.fail("boot.cmdline", "take the word out, or the credentials",
+			"with systemd.import_credentials=no the guest takes no credentials")
+	}
+}
+
+// importsNone reads the kernel's command line as systemd does, proc_cmdline_get_bool()
+// in its src/basic/proc-cmdline.c: "-" is "_", and the last word counts.
+func importsNone(cmdline string) bool {
+	none := false
+	for _, word := range strings.Fields(cmdline) {
+		key, value, _ := strings.Cut(strings.NewReplacer(`"`, "", "'", "").Replace(word), "=")
+		if strings.ReplaceAll(key, "-", "_") == "systemd.import_credentials" {
+			none = slices.Contains([]string{"0", "no", "n", "false", "f", "off"}, strings.ToLower(value))
+		}
+	}
+	return none
 }
 
 // oemCredential returns the name an OEM string gives a credential.

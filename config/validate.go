@@ -53,6 +53,7 @@ func (d *decoder) validate() {
 	}
 	d.validateNames()
 	d.validateOEMStrings()
+	d.validateImport()
 }
 
 func (d *decoder) need(path, value, hint string) {
