@@ -56,16 +56,13 @@ func Main(argv []string) int {
 const oneSignal = 300 * time.Millisecond
 
 // signals returns a context that the first SIGTERM, SIGINT or SIGHUP cancels.
-// The second closes force. What nohup(1) or a shell's "&" told us to ignore is
-// not taken up again.
+// The second closes force. A SIGHUP that nohup(1) had ignored stays so.
 func (a *app) signals() (context.Context, func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ch := make(chan os.Signal, 4)
-	signal.Notify(ch, syscall.SIGTERM)
-	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
-		if !signal.Ignored(s) {
-			signal.Notify(ch, s)
-		}
+	signal.Notify(ch, syscall.SIGTERM, syscall.SIGINT)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(ch, syscall.SIGHUP)
 	}
 	go func() {
 		<-ch

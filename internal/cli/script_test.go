@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	ossignal "os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -28,6 +29,9 @@ const someone = 65527
 // As root it becomes someone first: root's VMs stand in /etc and need a user.
 func TestMain(m *testing.M) {
 	syscall.Umask(0o022)
+	if ossignal.Ignored(syscall.SIGHUP) { // tests that run under nohup(1) start programs that do not
+		ossignal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	}
 	testscript.Main(m, map[string]func(){
 		"vmcred":      vmcred,
 		"vmcred-root": func() { os.Exit(cli.Main(append([]string{"vmcred"}, os.Args[1:]...))) },
