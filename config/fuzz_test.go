@@ -79,6 +79,7 @@ func TestJSONRefused(t *testing.T) {
 		{start + ",\n  \"cpus\": \"2\"}", "a.json:2:11: cpus: this must be a whole number"},
 		{start + ",\n  \"cpus\": 2, \"cpus\": 3}", "a.json:2:14: cpus: this key is here twice, first in line 2"},
 		{start + `, "static": {"A": "\ud800"}}`, "surrogate"},
+		{start + `, "static": {"A": "\\ufffd\ud800"}}`, "surrogate"},
 		{start + `, "static": {"A": null}}`, "must be one value"},
 		{start + ", \"static\": {\"A\": \"\xff\"}}", "not UTF-8"},
 		{start + `, "memory": 1.5}`, "must be a size"},

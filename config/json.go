@@ -88,11 +88,26 @@ var errSurrogate = errors.New(`half of a surrogate pair (\ud800 to \udfff)`)
 func (j *jsonReader) text(from int64, s string) (string, error) {
 	if strings.ContainsRune(s, utf8.RuneError) {
 		raw := j.data[from:j.dec.InputOffset()]
-		if bytes.Count(raw, []byte("\uFFFD"))+bytes.Count(bytes.ToLower(raw), []byte(`\ufffd`)) != strings.Count(s, "\uFFFD") {
+		if bytes.Count(raw, []byte("\uFFFD"))+escapedFFFD(raw) != strings.Count(s, "\uFFFD") {
 			return "", errSurrogate
 		}
 	}
 	return s, nil
+}
+
+// escapedFFFD counts \ufffd, but not behind a backslash that is escaped itself.
+func escapedFFFD(raw []byte) int {
+	n := 0
+	for i := 0; i+1 < len(raw); i++ {
+		if raw[i] != '\\' {
+			continue
+		}
+		if rest := raw[i+1:]; len(rest) >= 5 && bytes.EqualFold(rest[:5], []byte("ufffd")) {
+			n++
+		}
+		i++ // what the backslash escapes
+	}
+	return n
 }
 
 func (j *jsonReader) value(depth int) (*node, error) {
