@@ -112,3 +112,15 @@ func TestTheRunnerStaysUnconfined(t *testing.T) {
 		t.Errorf("from the runner's threads: %s", c.Looked)
 	}
 }
+
+// Where the limit on core dumps cannot be set, a VMM's core holds no memory.
+func TestNoMemoryInTheVMMsCore(t *testing.T) {
+	c := startRunner(t, ordinary())
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(c.VMM) + "/coredump_filter")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.TrimSpace(string(b)); strings.Trim(got, "0") != "" {
+		t.Errorf("coredump_filter of the VMM is %s", got)
+	}
+}

@@ -10,8 +10,13 @@ import (
 )
 
 // Harden makes this process undumpable: no core file, no ptrace, no /proc/PID/mem
-// for anyone without CAP_SYS_PTRACE (PR_SET_DUMPABLE in prctl(2)).
+// for anyone without CAP_SYS_PTRACE (PR_SET_DUMPABLE in prctl(2)). What it starts
+// may leave a core where the limit on them cannot be set (see coreLimit): one
+// without memory in it (coredump_filter in core(5), which children inherit).
 func Harden() error {
+	// First, as an undumpable process may not write there. It is the second line of
+	// defence: without it, no start is refused.
+	_ = os.WriteFile("/proc/self/coredump_filter", []byte("0"), 0)
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("making this process undumpable: %w", err)
 	}
