@@ -101,6 +101,7 @@ type Exit struct {
 // may not open. Check knows no user.
 type AccessChecker interface {
 	// CheckAccess lists the files, devices and taps of the specification that
-	// this user may not open as the VMM will; nil is the process's own user.
+	// this user may not open as the VMM will; nil is the process's own user. It
+	// refuses what a guest with secrets boots from if others can write it.
 	CheckAccess(*vm.Spec, Info, *launch.Identity) []vm.Problem
 }

@@ -17,11 +17,13 @@ import (
 
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/internal/launch"
+	"github.com/vmcred/vmcred/internal/trusted"
 	"github.com/vmcred/vmcred/vm"
 )
 
 // CheckAccess lists what that user may not open on this host; nil is the
-// process's own. It opens nothing. Start does it again, before it asks for values.
+// process's own; and what a guest with secrets boots from, if someone else could
+// have written it. Start does it again, before it asks for values.
 func (d *Driver) CheckAccess(spec *vm.Spec, info hypervisor.Info, id *launch.Identity) []vm.Problem {
 	wants := accesses(spec, info)
 	errs, err := tryAs(id, wants)
@@ -31,8 +33,11 @@ func (d *Driver) CheckAccess(spec *vm.Spec, info hypervisor.Info, id *launch.Ide
 		return c.problems
 	}
 	for i, w := range wants {
-		if errs[i] != nil {
+		switch {
+		case errs[i] != nil:
 			c.fault(w.field, w.refusal(id, errs[i]), w.hint)
+		case w.boots && len(spec.Credentials) > 0:
+			c.foreign(w, id)
 		}
 	}
 	c.consoleAccess(spec.Console, id)
@@ -69,11 +74,29 @@ func (c *checker) consoleAccess(console vm.Console, id *launch.Identity) {
 	}
 }
 
+// foreign refuses what a guest with secrets boots from where someone else can
+// write it: he would be given them.
+func (c *checker) foreign(w access, id *launch.Identity) {
+	uid := os.Geteuid()
+	if id != nil {
+		uid = int(id.UID)
+	}
+	fd, err := trusted.File(w.path, uid)
+	if err == nil {
+		_ = unix.Close(fd) // only looked at
+		return
+	}
+	if t := (*trusted.Error)(nil); errors.As(err, &t) && t.Foreign {
+		c.fault(w.field, "who changes it is given the VM's secrets: "+err.Error(), t.Tip)
+	}
+}
+
 // access is one file that QEMU opens by its path.
 type access struct {
 	field, path string
 	write       bool
 	hint        string
+	boots       bool // the guest boots from it
 }
 
 func (a access) refusal(id *launch.Identity, err error) string {
@@ -99,18 +122,18 @@ func userName(id *launch.Identity) string {
 
 func accesses(spec *vm.Spec, info hypervisor.Info) []access {
 	const open = "chmod or chown it, and make each directory on the way searchable"
-	list := []access{{field: "boot.kernel", path: spec.Boot.Kernel, hint: open}}
+	list := []access{{field: "boot.kernel", path: spec.Boot.Kernel, hint: open, boots: true}}
 	if spec.Boot.Initrd != "" {
-		list = append(list, access{field: "boot.initrd", path: spec.Boot.Initrd, hint: open})
+		list = append(list, access{field: "boot.initrd", path: spec.Boot.Initrd, hint: open, boots: true})
 	}
 	for i, d := range spec.Disks {
-		list = append(list, access{fmt.Sprintf("disks[%d].path", i), d.Path, !d.ReadOnly, open})
+		list = append(list, access{field: fmt.Sprintf("disks[%d].path", i), path: d.Path, write: !d.ReadOnly, hint: open})
 	}
 	if len(spec.Interfaces) > 0 {
-		list = append(list, access{"interfaces", tun, true, "chmod 0666 " + tun + ", as udev has it"})
+		list = append(list, access{field: "interfaces", path: tun, write: true, hint: "chmod 0666 " + tun + ", as udev has it"})
 	}
 	if accelOf(spec, info) == "kvm" {
-		list = append(list, access{"qemu.accel", "/dev/kvm", true, `add the user to the group kvm, or use "tcg"`})
+		list = append(list, access{field: "qemu.accel", path: "/dev/kvm", write: true, hint: `add the user to the group kvm, or use "tcg"`})
 	}
 	return list
 }

@@ -24,6 +24,8 @@ type Error struct {
 	What string // what is wrong with it; empty: Err says it
 	Err  error  // the system's error, if there is one
 	Tip  string // what to do about it; may be empty
+
+	Foreign bool // someone else could write it: that is what is wrong
 }
 
 // Error implements error.

@@ -103,11 +103,11 @@ func (w *walker) check(path string, st *unix.Stat_t, modeIsFine bool) error {
 	if st.Uid != 0 && int(st.Uid) != w.uid {
 		return &Error{
 			Path: path, What: fmt.Sprintf("belongs to user %d, who could change it", st.Uid),
-			Tip: fmt.Sprintf("it must belong to root or to user %d, who runs this: chown it, or keep it elsewhere", w.uid),
+			Tip: fmt.Sprintf("it must belong to root or to user %d, who runs this: chown it, or keep it elsewhere", w.uid), Foreign: true,
 		}
 	}
 	if st.Mode&0o022 != 0 && !modeIsFine {
-		return &Error{Path: path, What: fmt.Sprintf("can be written by others (mode %04o)", st.Mode&0o7777), Tip: "chmod go-w " + path}
+		return &Error{Path: path, What: fmt.Sprintf("can be written by others (mode %04o)", st.Mode&0o7777), Tip: "chmod go-w " + path, Foreign: true}
 	}
 	return nil
 }
