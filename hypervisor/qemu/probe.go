@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -121,23 +122,34 @@ func (d *Driver) version(ctx context.Context, path string) (version, error) {
 	return v, nil
 }
 
-// askVersion runs "--version" with an empty environment.
+// nobody is the kernel's own idea of a user who owns nothing (overflowuid).
+const nobody = 65534
+
+// askVersion runs "--version" with an empty environment, and never as root: no
+// QEMU is.
 func askVersion(ctx context.Context, path string) (version, string, error) {
 	limited, cancel := context.WithTimeout(ctx, versionTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(limited, path, "--version")
 	cmd.Env, cmd.Dir = []string{}, "/"
 	cmd.WaitDelay = time.Second
-	out, err := cmd.Output()
-	if err != nil {
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	}
+	var out, said head
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			return version{}, "", ctx.Err()
 		}
-		var exit *exec.ExitError
-		if errors.As(err, &exit) && len(exit.Stderr) > 0 {
-			err = fmt.Errorf("%w: %s", err, oneLine(string(exit.Stderr)))
+		cure := "run it by hand to see what is wrong"
+		if errors.Is(err, fs.ErrPermission) {
+			cure = "every user must be able to execute it, and to enter each directory on the way"
 		}
-		return version{}, "", &Error{Message: path + " --version failed", Err: err, Cure: "run it by hand to see what is wrong"}
+		if len(said) > 0 {
+			err = fmt.Errorf("%w: %s", err, oneLine(string(said)))
+		}
+		return version{}, "", &Error{Message: path + " --version failed", Err: err, Cure: cure}
 	}
 	line, _, _ := bytes.Cut(out, []byte("\n"))
 	v, err := parseVersion(line)
@@ -145,6 +157,14 @@ func askVersion(ctx context.Context, path string) (version, string, error) {
 		return version{}, "", &Error{Message: path + " does not look like QEMU", Err: err}
 	}
 	return v, string(line), nil
+}
+
+// head keeps the first 4 KiB of what is written.
+type head []byte
+
+func (h *head) Write(p []byte) (int, error) {
+	*h = append(*h, p[:min(len(p), 4<<10-len(*h))]...)
+	return len(p), nil
 }
 
 // version is QEMU's version: major, minor, micro.

@@ -18,11 +18,16 @@ import (
 // script is an executable that counts how often it was started.
 func script(t *testing.T, body string) (path string, starts func() int) {
 	t.Helper()
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("", "vmcred-probe-") // t.TempDir is closed to the user who is asked as
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask
 		t.Fatal(err)
 	}
 	path, log := filepath.Join(dir, executable), filepath.Join(dir, "log")
+	write(t, log, nil, 0o666)
 	write(t, path, []byte("#!/bin/sh\necho x >>"+log+"\n"+body+"\n"), 0o755)
 	return path, func() int {
 		b, _ := os.ReadFile(log)
@@ -144,6 +149,24 @@ func TestProbeFinds(t *testing.T) {
 	}
 	if _, err := New(Options{Path: "/nonexistent/qemu"}).Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "/nonexistent/qemu") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestProbeIsNotRoot: not even for its version.
+func TestProbeIsNotRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: only root could run it as root")
+	}
+	path, _ := script(t, `[ "$(id -u) $(id -g) $(id -G)" = "65534 65534 65534" ] || exit 1`+"\n"+fmt.Sprintf(says, "7.2.0"))
+	if _, err := New(Options{Path: path}).Probe(t.Context()); err != nil {
+		t.Error(err)
+	}
+	path, _ = script(t, fmt.Sprintf(says, "7.2.0"))
+	if err := os.Chmod(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(Options{Path: path}).Probe(t.Context()); err == nil || !strings.Contains(hintOf(err), "every user must be able") {
+		t.Errorf("%v (hint %q)", err, hintOf(err))
 	}
 }
 

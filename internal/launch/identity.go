@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/user"
+	"slices"
 	"strconv"
 )
 
@@ -74,7 +75,7 @@ func (id *Identity) check() error {
 	switch {
 	case id.UID == 0:
 		return errors.New("refusing to start it as root (uid 0)")
-	case id.GID == 0:
+	case id.GID == 0 || slices.Contains(id.Groups, 0):
 		return errors.New("refusing to start it in root's group (gid 0)")
 	case id.UID == ^uint32(0) || id.GID == ^uint32(0):
 		return errors.New("uid or gid 4294967295 means no user")

@@ -237,6 +237,7 @@ func TestWhatCannotBeStarted(t *testing.T) {
 		{"NUL", &Command{Path: "/bin/true", Args: []string{"a\x00b"}}, "holds a NUL byte", ""},
 		{"root", &Command{Path: "/bin/true", Identity: &Identity{GID: 1}}, "refusing to start it as root", ""},
 		{"root's group", &Command{Path: "/bin/true", Identity: &Identity{UID: 1}}, "refusing to start it in root's group", ""},
+		{"root's group among others", &Command{Path: "/bin/true", Identity: &Identity{UID: 1, GID: 1, Groups: []uint32{5, 0}}}, "refusing to start it in root's group", ""},
 		{"no user", &Command{Path: "/bin/true", Identity: &Identity{UID: ^uint32(0), GID: 1}}, "means no user", ""},
 		{"closed", &Command{Path: "/bin/true", donated: []donation{{"console", nil}}}, "descriptor 3 (console) is not open", ""},
 		{"too long", &Command{Path: "/bin/true", Args: []string{strings.Repeat("x", 3<<20)}}, "argument list too long", ""},
