@@ -21,9 +21,10 @@ import (
 	"github.com/vmcred/vmcred/vm"
 )
 
-// CheckAccess lists what that user may not open on this host; nil is the
-// process's own; and what a guest with secrets boots from, if someone else could
-// have written it. Start does it again, before it asks for values.
+// CheckAccess lists what that user may not open on this host (nil is the
+// process's own), a kernel that is none, and what a guest with secrets boots from,
+// if someone else could have written it. Start does it again, before it asks for
+// values.
 func (d *Driver) CheckAccess(spec *vm.Spec, info hypervisor.Info, id *launch.Identity) []vm.Problem {
 	wants := accesses(spec, info)
 	errs, err := tryAs(id, wants)
@@ -38,6 +39,9 @@ func (d *Driver) CheckAccess(spec *vm.Spec, info hypervisor.Info, id *launch.Ide
 			c.fault(w.field, w.refusal(id, errs[i]), w.hint)
 		case w.boots && len(spec.Credentials) > 0:
 			c.foreign(w, id)
+		}
+		if w.kernel && errs[i] == nil {
+			c.kernel(w.field, w.path)
 		}
 	}
 	c.consoleAccess(spec.Console, id)
@@ -97,6 +101,7 @@ type access struct {
 	write       bool
 	hint        string
 	boots       bool // the guest boots from it
+	kernel      bool
 }
 
 func (a access) refusal(id *launch.Identity, err error) string {
@@ -122,7 +127,7 @@ func userName(id *launch.Identity) string {
 
 func accesses(spec *vm.Spec, info hypervisor.Info) []access {
 	const open = "chmod or chown it, and make each directory on the way searchable"
-	list := []access{{field: "boot.kernel", path: spec.Boot.Kernel, hint: open, boots: true}}
+	list := []access{{field: "boot.kernel", path: spec.Boot.Kernel, hint: open, boots: true, kernel: true}}
 	if spec.Boot.Initrd != "" {
 		list = append(list, access{field: "boot.initrd", path: spec.Boot.Initrd, hint: open, boots: true})
 	}

@@ -19,7 +19,7 @@ func TestBootedFilesOfOthers(t *testing.T) {
 	if err := os.Chmod(dir, 0o755); err != nil { // whatever the umask
 		t.Fatal(err)
 	}
-	s := spec(touch(t, dir, "kernel"))
+	s := spec(kernelFile(t, dir))
 	s.Boot.Initrd = touch(t, dir, "initrd")
 	s.Credentials = []vm.Credential{{Host: "a", Guest: "A"}}
 	look := func(id *launch.Identity) string { return faults(New(Options{}).CheckAccess(s, emulation, id)) }

@@ -107,7 +107,7 @@ func TestCheckAccess(t *testing.T) {
 		}
 		return path
 	}
-	s := spec(file("kernel", 0o644, 0))
+	s := spec(kernelFile(t, dir))
 	s.Disks = []vm.Disk{
 		{Path: file("theirs", 0o660, 65533)},
 		{Path: file("ro", 0o644, 0), ReadOnly: true},

@@ -129,6 +129,14 @@ func touch(t *testing.T, dir, name string) string {
 	return path
 }
 
+// kernelFile is what CheckAccess takes for a kernel. It boots nowhere.
+func kernelFile(t *testing.T, dir string) string {
+	t.Helper()
+	path := filepath.Join(dir, "kernel")
+	write(t, path, []byte("\x7fELF"), 0o644)
+	return path
+}
+
 func write(t *testing.T, path string, data []byte, mode os.FileMode) {
 	t.Helper()
 	if err := os.WriteFile(path, data, mode); err != nil {

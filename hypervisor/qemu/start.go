@@ -196,6 +196,8 @@ func withHint(e *Error) *Error {
 		{`Failed to get "write" lock`, "another process uses that disk, perhaps another VM"},
 		{`Failed to get shared "write" lock`, "another process writes to that disk, perhaps another VM"},
 		{"Cannot allocate memory", "the host has not that much memory to give"},
+		{"initrd is too large", "give the VM more: memory:"},
+		{"without PVH ELF Note", "give a bzImage (vmlinuz-…), or a kernel built with CONFIG_PVH"},
 	} {
 		if strings.Contains(text, h.says) {
 			e.Cure = h.cure

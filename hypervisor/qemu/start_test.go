@@ -27,7 +27,7 @@ func staged(t *testing.T, part string) (*Driver, hypervisor.Launch, *output) {
 		t.Fatal(err)
 	}
 	d := New(Options{Path: self, StartTimeout: 20 * time.Second})
-	sp := spec(touch(t, t.TempDir(), "kernel"))
+	sp := spec(kernelFile(t, t.TempDir()))
 	sp.Name = part
 	info := hypervisor.Info{Path: self, Version: "7.2.0", Accel: "tcg"}
 	l, out := launchOf(t, d, info, sp, values(t, map[string]string{"A": "alpha", "B=": "beta"}))

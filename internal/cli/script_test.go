@@ -96,7 +96,7 @@ func params(t *testing.T, dir, kernel string) testscript.Params {
 		t.Skip("SKIPPED: needs qemu-system-x86_64 (apt install qemu-system-x86)")
 	}
 	root := openDir(t)
-	image := []byte("a kernel that nobody boots")
+	image := []byte("\x7fELF: a kernel that nobody boots")
 	if kernel != "" {
 		var err error
 		if image, err = os.ReadFile(kernel); err != nil {

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Where the setup header of a Linux kernel has its magic (x86/boot.rst).
+const (
+	setupMagic   = "HdrS"
+	setupMagicAt = 0x202
+)
+
+// kernel refuses what is no kernel: QEMU takes any file for a very old one, and
+// says that it is too old for an initrd, or starts a guest that never says a word.
+// A file that cannot be read here is for QEMU to judge.
+func (c *checker) kernel(field, path string) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return // Check has said so
+	}
+	head := make([]byte, setupMagicAt+len(setupMagic))
+	n, err := io.ReadFull(f, head)
+	if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return
+	}
+	head = head[:n]
+	const elf = "\x7fELF"
+	switch {
+	case n == 0:
+		c.fault(field, quotePath(path)+" is empty", kernelHint)
+	case n >= len(elf) && string(head[:len(elf)]) == elf: // whether with a PVH note, QEMU says
+	case n == setupMagicAt+len(setupMagic) && string(head[setupMagicAt:]) == setupMagic:
+	default:
+		c.fault(field, quotePath(path)+" is no kernel: neither a bzImage nor an ELF file", kernelHint)
+	}
+}
+
+const kernelHint = "give the guest's kernel as its distribution has it in /boot (vmlinuz-…)"
