@@ -21,7 +21,8 @@ func (a *app) completionCommand() *cobra.Command {
 		Use:   "completion SHELL",
 		Short: "print what makes a shell complete commands, flags and VMs",
 		Long: `Print what makes a shell complete vmcred's commands and flags, and the names of
-your VMs. SHELL is bash, zsh or fish. A package or make install has it in place.`,
+your VMs. SHELL is bash, zsh or fish. A package or make install has it in place.
+For bash it needs the package bash-completion, or it says "command not found".`,
 		Example: `  source <(vmcred completion bash)
   vmcred completion bash > ~/.local/share/bash-completion/completions/vmcred
   vmcred completion zsh > ~/.zfunc/_vmcred      # with fpath+=~/.zfunc before compinit
