@@ -69,7 +69,7 @@ func FileIn(dir int, path, name string, uid int) (int, error) {
 	case st.Mode&unix.S_IFMT == unix.S_IFREG:
 		return w.open(name)
 	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
-		return File(w.join(name), uid)
+		return w.from(dir, name)
 	}
 	return -1, notRegular(w.join(name), st.Mode)
 }
@@ -86,13 +86,29 @@ func open(path string, uid int, directory bool) (int, error) {
 	if err := w.toRoot(); err != nil {
 		return -1, err
 	}
+	return w.walk()
+}
+
+// from follows a link that stands in dir, which stays open.
+func (w *walker) from(dir int, name string) (int, error) {
+	own, err := unix.FcntlInt(uintptr(dir), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, &Error{Path: w.path, Err: err}
+	}
+	w.dir, w.rest = own, []string{name}
+	defer w.close()
+	return w.walk()
+}
+
+// walk goes to the end of the path.
+func (w *walker) walk() (int, error) {
 	for len(w.rest) > 0 {
 		fd, err := w.step()
 		if fd >= 0 || err != nil {
 			return fd, err
 		}
 	}
-	if !directory {
+	if !w.directory {
 		return -1, notRegular(w.path, unix.S_IFDIR)
 	}
 	fd, err := unix.Openat(w.dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

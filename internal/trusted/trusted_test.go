@@ -4,6 +4,7 @@ package trusted
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -51,6 +52,29 @@ func TestANameThatIsNoneAndALinkToNowhere(t *testing.T) {
 	fd, err := FileIn(dir, path, "file", os.Geteuid())
 	must(t, err)
 	must(t, unix.Close(fd))
+}
+
+// A link in a directory that stays open is that directory's, whatever has become
+// of its path.
+func TestALinkOfTheSameDirectory(t *testing.T) {
+	path := filepath.Join(private(t), "secrets")
+	for at, value := range map[string]string{path: "old", path + "-new": "new"} {
+		must(t, os.Mkdir(at, 0o700))
+		must(t, os.WriteFile(filepath.Join(at, "file"), []byte(value), 0o400))
+		must(t, os.Symlink("file", filepath.Join(at, "link")))
+	}
+	dir, err := Directory(path, os.Geteuid())
+	must(t, err)
+	defer unix.Close(dir)
+	must(t, os.Rename(path, path+"-old"))
+	must(t, os.Rename(path+"-new", path))
+	fd, err := FileIn(dir, path, "link", os.Geteuid())
+	must(t, err)
+	f := os.NewFile(uintptr(fd), "link")
+	defer f.Close()
+	if b, err := io.ReadAll(f); err != nil || string(b) != "old" {
+		t.Errorf("%q, %v", b, err)
+	}
 }
 
 // Nothing stays open, whether it was refused or not.
