@@ -97,7 +97,7 @@ func undeclared(ctx context.Context, spec *vm.Spec, src credential.Source) vm.Pr
 			out = append(out, vm.Problem{
 				Severity: vm.Warning, Pos: vm.Pos{File: spec.File}, Field: "credentials",
 				Message: fmt.Sprintf("%s holds %s, which the VM's file does not declare: it is not handed over", src, n),
-				Hint:    fmt.Sprintf("add \"%s: {}\" under credentials:, or take it out of the unit", n),
+				Hint:    fmt.Sprintf("add \"%s: {}\" under credentials:, or do not give it to this VM", n),
 			})
 		}
 	}

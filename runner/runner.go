@@ -211,11 +211,11 @@ func (r *run) outcome(ctx context.Context, exit hypervisor.Exit) (Outcome, error
 	if exit.Detail != "" {
 		how += ": " + exit.Detail
 	}
-	return Ended, &FailedError{
-		Op:  "run",
-		Err: fmt.Errorf("%s ended by itself with %s", r.Spec.Hypervisor, how),
-		Do:  "its own words are above; start it again, or look for it in the kernel's log (out of memory?)",
+	do := "start it again, or look for it in the kernel's log (out of memory?)"
+	if exit.Detail != "" {
+		do = "its own words are above; " + do
 	}
+	return Ended, &FailedError{Op: "run", Err: fmt.Errorf("%s ended by itself with %s", r.Spec.Hypervisor, how), Do: do}
 }
 
 // stop presses the power button, and is less patient step by step.

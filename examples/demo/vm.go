@@ -87,7 +87,13 @@ func start(ctx context.Context, d *demo) error {
 			return nil
 		}
 	}
-	return errors.Join(errors.New("the guest ended before it had said everything"), lines.Err(), ctx.Err())
+	if err := errors.Join(lines.Err(), ctx.Err()); err != nil {
+		return err
+	}
+	if err := cmd.Wait(); err != nil {
+		return err // its own words are above
+	}
+	return errors.New("the guest ended before it had said everything")
 }
 
 // kill ends what is left of the VM after a failure.

@@ -62,7 +62,7 @@ func (a *app) check(c *cobra.Command, arg string, sources *sourceFlags, asJSON b
 		return err
 	}
 	if asJSON {
-		err = json.NewEncoder(a.stdout).Encode(checkResult(arg, problems))
+		err = json.NewEncoder(a.out).Encode(checkResult(arg, problems))
 	} else {
 		a.showCheck(arg, problems)
 	}
@@ -204,18 +204,18 @@ func withSeverity(problems vm.Problems) []problemJSON {
 }
 
 func (a *app) showCheck(arg string, problems vm.Problems) {
-	a.listProblems(a.stdout, problems)
 	st := styleOf(a.stdout, a.getenv)
+	listProblems(a.out, st, problems)
 	n := map[vm.Severity]int{}
 	for _, p := range problems {
 		n[p.Severity]++
 	}
 	switch {
 	case n[vm.Error] > 0:
-		fmt.Fprintf(a.stdout, "%s: %s, %s\n", arg, st.red(count(n[vm.Error], "error")), count(n[vm.Warning], "warning"))
+		fmt.Fprintf(a.out, "%s: %s, %s\n", arg, st.red(count(n[vm.Error], "error")), count(n[vm.Warning], "warning"))
 	case n[vm.Warning] > 0:
-		fmt.Fprintf(a.stdout, "%s: %s, %s\n", arg, st.green("no error"), count(n[vm.Warning], "warning"))
+		fmt.Fprintf(a.out, "%s: %s, %s\n", arg, st.green("no error"), count(n[vm.Warning], "warning"))
 	default:
-		fmt.Fprintf(a.stdout, "%s: %s\n", arg, st.green("nothing is wrong"))
+		fmt.Fprintf(a.out, "%s: %s\n", arg, st.green("nothing is wrong"))
 	}
 }

@@ -47,7 +47,7 @@ For bash it needs the package bash-completion, or it says "command not found".`,
 				}
 				return e
 			}
-			return write(a.stdout)
+			return write(a.out)
 		},
 	}
 }

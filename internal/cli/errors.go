@@ -111,15 +111,14 @@ func (a *app) showError(err error) {
 
 // showProblems lists problems that keep a VM from starting, and counts them.
 func (a *app) showProblems(w *os.File, problems vm.Problems) {
-	a.listProblems(w, problems)
+	listProblems(w, styleOf(w, a.getenv), problems)
 	if n := len(problems.Fatal()); n > 0 {
 		fmt.Fprintf(w, "vmcred: refused, %s: nothing was started\n", count(n, "problem"))
 	}
 }
 
 // listProblems prints every problem with its hint, worst first.
-func (a *app) listProblems(w *os.File, problems vm.Problems) {
-	st := styleOf(w, a.getenv)
+func listProblems(w io.Writer, st style, problems vm.Problems) {
 	for _, p := range worstFirst(problems) {
 		showProblem(w, st, p)
 	}

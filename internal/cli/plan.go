@@ -76,9 +76,9 @@ func (a *app) plan(c *cobra.Command, arg string, sources *sourceFlags, asJSON, c
 	defer p.Close()
 	switch {
 	case command:
-		fmt.Fprintln(a.stdout, quoteCommand(o.Driver.Command(spec, p.Info, p.Plan)))
+		fmt.Fprintln(a.out, quoteCommand(o.Driver.Command(spec, p.Info, p.Plan)))
 	case asJSON:
-		if err := planJSON(a.stdout, spec, p, warnings); err != nil {
+		if err := planJSON(a.out, spec, p, warnings); err != nil {
 			return err
 		}
 		return nil
@@ -92,8 +92,8 @@ func (a *app) plan(c *cobra.Command, arg string, sources *sourceFlags, asJSON, c
 // planTable prints the plan for people.
 func (a *app) planTable(spec *vm.Spec, p *runner.Prepared) {
 	st := styleOf(a.stdout, a.getenv)
-	fmt.Fprintf(a.stdout, "%s: %s %s, %s\n", st.bold(spec.Name), spec.Hypervisor, p.Info.Version, p.Info.Why)
-	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(a.out, "%s: %s %s, %s\n", st.bold(spec.Name), spec.Hypervisor, p.Info.Version, p.Info.Why)
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ON THE HOST\tIN THE GUEST\tBYTES\tCHANNEL")
 	for _, e := range p.Plan.Entries {
 		host, guest := e.Host, e.Guest
@@ -107,7 +107,7 @@ func (a *app) planTable(spec *vm.Spec, p *runner.Prepared) {
 	}
 	_ = w.Flush()
 	for _, u := range usage(p.Plan) {
-		fmt.Fprintln(a.stdout, u)
+		fmt.Fprintln(a.out, u)
 	}
 }
 

@@ -31,6 +31,7 @@ const (
 // app is what every command shares.
 type app struct {
 	stdout, stderr *os.File
+	out            *output // stdout for what a command says; the console has stdout itself
 	getenv         func(string) string
 	uid, pid       int
 	force          chan struct{}
@@ -39,16 +40,20 @@ type app struct {
 // Main runs the command line argv and returns the exit code.
 func Main(argv []string) int {
 	a := &app{
-		stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv,
+		stdout: os.Stdout, stderr: os.Stderr, out: &output{f: os.Stdout}, getenv: os.Getenv,
 		uid: os.Geteuid(), pid: os.Getpid(), force: make(chan struct{}),
 	}
 	ctx, stop := a.signals()
 	defer stop()
 	root := a.tree()
 	root.SetArgs(argv[1:])
-	root.SetOut(a.stdout)
+	root.SetOut(a.out)
 	root.SetErr(a.stderr)
-	return a.exitCode(root.ExecuteContext(ctx))
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		err = a.out.err
+	}
+	return a.exitCode(err)
 }
 
 // oneSignal is how long after the first a second signal means the same: timeout(1)
@@ -77,7 +82,7 @@ func (a *app) signals() (context.Context, func()) {
 
 // Tree is the command tree for documentation: it can be shown, not run.
 func Tree() *cobra.Command {
-	return (&app{stdout: os.Stdout, stderr: os.Stderr, getenv: func(string) string { return "" }}).tree()
+	return (&app{stdout: os.Stdout, stderr: os.Stderr, out: &output{f: os.Stdout}, getenv: func(string) string { return "" }}).tree()
 }
 
 func (a *app) tree() *cobra.Command {

@@ -31,7 +31,7 @@ its first lines say where it belongs and how the VM's user is made.`,
 				return refusedError(err)
 			}
 			a.showProblems(a.stderr, warnings)
-			_, err = a.stdout.Write(text)
+			_, err = a.out.Write(text)
 			return err
 		},
 	}

@@ -20,9 +20,9 @@ func (a *app) versionCommand() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			v := version()
 			if asJSON {
-				return json.NewEncoder(a.stdout).Encode(map[string]string{"version": v, "go": runtime.Version(), "arch": runtime.GOARCH})
+				return json.NewEncoder(a.out).Encode(map[string]string{"version": v, "go": runtime.Version(), "arch": runtime.GOARCH})
 			}
-			fmt.Fprintf(a.stdout, "vmcred %s (%s, %s/%s)\n", v, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			fmt.Fprintf(a.out, "vmcred %s (%s, %s/%s)\n", v, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return nil
 		},
 	}
