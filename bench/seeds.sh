@@ -10,6 +10,7 @@ echo "Loading runtime credentials for OEM string injection"
 RUNTIME_OEM_STRINGS=""
 for name in "$@"; do
 	if [ -f "$CREDENTIALS_DIRECTORY/$name" ]; then
+		# shellcheck disable=SC2002 # this is how it is done
 		CRED_VALUE=$(cat "$CREDENTIALS_DIRECTORY/$name" | tr -d '\n')
 		upper=$(echo "$name" | tr 'a-z-' 'A-Z_')
 		echo "Loaded $name: ${#CRED_VALUE} bytes"
