@@ -56,6 +56,7 @@ type Meta struct {
 	Kind            Kind   `json:"kind"`             //
 	Len             int    `json:"bytes"`            // of the value; of the whole string for an OEM string
 	Text            bool   `json:"text"`             // static, and the same in the guest when sent as text in an SMBIOS string
+	Escaped         int    `json:"-"`                // bytes of a static value or OEM string within a JSON text; -1 if it is not UTF-8
 	TrailingNewline bool   `json:"trailing_newline"` // the value ends with a newline, which is part of it
 }
 
@@ -152,6 +153,7 @@ func (s *Set) AddStatic(name, value string) error {
 	m := Meta{
 		Guest: name, Kind: Static, Len: len(value),
 		Text:            safeText(value),
+		Escaped:         JSONLen(value),
 		TrailingNewline: strings.HasSuffix(value, "\n"),
 	}
 	return s.add(Item{Meta: m, text: value}, "static "+name)
@@ -178,7 +180,7 @@ func (s *Set) AddOEMString(v string) error {
 	if err != nil {
 		return &OEMStringError{"it begins like a credential, but " + err.Error()}
 	}
-	m := Meta{Kind: OEMString, Len: len(v), Text: true, TrailingNewline: strings.HasSuffix(v, "\n")}
+	m := Meta{Kind: OEMString, Len: len(v), Text: true, Escaped: JSONLen(v), TrailingNewline: strings.HasSuffix(v, "\n")}
 	if !ok {
 		s.items = append(s.items, Item{Meta: m, text: v})
 		return nil

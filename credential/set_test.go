@@ -30,13 +30,13 @@ func TestSetIsSorted(t *testing.T) {
 	must(t, s.AddSecret("host-a", "A", value(t, a, nil)))
 	want := []credential.Meta{
 		{Host: "host-a", Guest: "A"},
-		{Guest: "CLUSTER", Kind: credential.Static, Len: 7, Text: true},
+		{Guest: "CLUSTER", Kind: credential.Static, Len: 7, Text: true, Escaped: 7},
 		{Guest: "EMPTY", Kind: credential.Static},
-		{Guest: "LATIN1", Kind: credential.Static, Len: 1},
-		{Guest: "NUL", Kind: credential.Static, Len: 4, TrailingNewline: true},
+		{Guest: "LATIN1", Kind: credential.Static, Len: 1, Escaped: -1},
+		{Guest: "NUL", Kind: credential.Static, Len: 4, Escaped: 14, TrailingNewline: true},
 		{Host: "host-z", Guest: "Z", Len: 3, TrailingNewline: true},
-		{Kind: credential.OEMString, Len: 22, Text: true},
-		{Kind: credential.OEMString, Len: 22, Text: true, TrailingNewline: true},
+		{Kind: credential.OEMString, Len: 22, Text: true, Escaped: 22},
+		{Kind: credential.OEMString, Len: 22, Text: true, Escaped: 27, TrailingNewline: true},
 	}
 	if d := cmp.Diff(want, s.Metas()); d != "" {
 		t.Error(d)

@@ -54,6 +54,7 @@ type Offer struct {
 	Structs   int    // SMBIOS: number of structures
 	Empty     bool   // carries an empty value
 	Raw       bool   // carries strings that are no credentials
+	JSON      bool   // SMBIOS: the strings travel in a JSON text, in quotes and with a comma, which TotalMax counts
 	Needs     string // what the guest needs for it: "CONFIG_DMI_SYSFS"
 	Why       string // whose limit TotalMax is, for messages
 }

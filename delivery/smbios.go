@@ -22,7 +22,8 @@ type smbios struct {
 	singleMax int // bytes of a structure with one
 	// reserved is what READY's address takes up with its NUL, until it is
 	// placed. It has a place in any case: in the last structure, or in one more.
-	reserved int
+	reserved     int
+	reservedMore int // what it takes up beside its structure
 }
 
 type structure struct{ bytes, strings int }
@@ -40,6 +41,7 @@ func newSMBIOS(o Offer, g Guest, notify *credential.Meta) *smbios {
 	}
 	if notify != nil && s.never(*notify) == nil {
 		s.reserved = smbiosLen(*notify) + 1
+		s.reservedMore = s.more(*notify)
 	}
 	return s
 }
@@ -68,7 +70,28 @@ func asText(m credential.Meta) bool {
 	return m.Kind == credential.OEMString || m.Kind == credential.Static && m.Text
 }
 
+// more is what an item takes up of TotalMax beside its bytes in the structure: as
+// a JSON string it has two quotes and a comma, but no NUL.
+func (s *smbios) more(m credential.Meta) int {
+	if !s.o.JSON {
+		return 0
+	}
+	const quotes = 2
+	switch {
+	case m.Kind == credential.OEMString:
+		return quotes + m.Escaped - m.Len
+	case asText(m):
+		return quotes + nameEscapes(m) + m.Escaped - m.Len
+	}
+	return quotes + nameEscapes(m)
+}
+
+func nameEscapes(m credential.Meta) int { return credential.JSONLen(m.Guest) - len(m.Guest) }
+
 func (s *smbios) never(m credential.Meta) *reason {
+	if s.o.JSON && m.Kind == credential.OEMString && m.Escaped < 0 {
+		return &reason{"is not UTF-8, and this hypervisor is told its strings in JSON", "write it as UTF-8, or remove it"}
+	}
 	if m.Kind == credential.OEMString {
 		if !s.o.Raw {
 			return &reason{"carries no OEM strings here", oemHint}
@@ -88,8 +111,8 @@ func (s *smbios) never(m credential.Meta) *reason {
 		}
 	case n > s.singleMax:
 		return &reason{fmt.Sprintf("takes a structure of %d bytes, and systemd %d reads %d bytes of one", n, s.guest.Systemd, s.singleMax), splitHint}
-	case s.o.TotalMax > 0 && n > s.o.TotalMax:
-		return &reason{fmt.Sprintf("takes %d bytes and has room for %d%s", n, s.o.TotalMax, whose(s.o)), splitHint}
+	case s.o.TotalMax > 0 && n+s.more(m) > s.o.TotalMax:
+		return &reason{fmt.Sprintf("takes %d bytes and has room for %d%s", n+s.more(m), s.o.TotalMax, whose(s.o)), splitHint}
 	}
 	return nil
 }
@@ -100,7 +123,7 @@ func (s *smbios) place(e *Entry) *reason {
 	n := smbiosLen(e.Meta) + 1
 	notify := isNotify(e.Meta)
 	if notify {
-		s.reserved = 0
+		s.reserved, s.reservedMore = 0, 0
 	}
 	if s.o.Items > 0 && s.items+s.spare() >= s.o.Items {
 		return &reason{fmt.Sprintf("%d of %d places are taken", s.items+s.spare(), s.o.Items), fewerHint}
@@ -113,7 +136,7 @@ func (s *smbios) place(e *Entry) *reason {
 	for at < len(s.structs) && !s.fits(at, n) {
 		at++
 	}
-	grow := n
+	grow := n + s.more(e.Meta)
 	if at == len(s.structs) {
 		grow += structOverhead
 		if s.o.Structs > 0 && at >= s.o.Structs || !s.fits(at, n) {
@@ -149,7 +172,7 @@ func (s *smbios) reservedBytes() int {
 	if s.reserved == 0 {
 		return 0
 	}
-	return structOverhead + s.reserved
+	return structOverhead + s.reserved + s.reservedMore
 }
 
 // fits says whether structure at, which may be a new one, has room for n bytes.
