@@ -36,7 +36,9 @@ var mayImport = map[string][]string{
 	"check":            {"vm", "credential", "unit"},
 	"delivery":         {"secret", "credential"},
 	"hypervisor":       {"vm", "delivery", "internal/launch"},
-	"hypervisor/qemu":  {"hypervisor", "hypervisor/qemu/qmp", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm", "internal/trusted"},
+
+	"hypervisor/console": {"hypervisor", "vm", "internal/launch"},
+	"hypervisor/qemu":    {"hypervisor", "hypervisor/console", "hypervisor/qemu/qmp", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm", "internal/trusted"},
 
 	"hypervisor/qemu/qmp": {},
 	"runner":              {"hypervisor", "vm", "delivery", "secret", "credential", "state", "internal/launch"},

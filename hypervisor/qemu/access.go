@@ -10,12 +10,12 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/hypervisor/console"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/internal/trusted"
 	"github.com/vmcred/vmcred/vm"
@@ -58,11 +58,11 @@ func (d *Driver) CheckAccess(spec *vm.Spec, info hypervisor.Info, id *launch.Ide
 }
 
 // consoleAccess: the console's file is opened by this process, not by QEMU.
-func (c *checker) consoleAccess(console vm.Console, id *launch.Identity) {
-	if console.Mode != vm.ConsoleFile {
+func (c *checker) consoleAccess(to vm.Console, id *launch.Identity) {
+	if to.Mode != vm.ConsoleFile {
 		return
 	}
-	w := access{field: "console", path: console.Path, write: true, hint: "chmod or chown it, or choose another file"}
+	w := access{field: "console", path: to.Path, write: true, hint: "chmod or chown it, or choose another file"}
 	mode := uint32(unix.W_OK)
 	if !exists(w.path) {
 		w.path, mode = filepath.Dir(w.path), unix.W_OK|unix.X_OK
@@ -71,8 +71,8 @@ func (c *checker) consoleAccess(console vm.Console, id *launch.Identity) {
 	if err := unix.Faccessat(unix.AT_FDCWD, w.path, mode, unix.AT_EACCESS); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.fault(w.field, w.refusal(nil, err), w.hint)
 	}
-	if st, err := os.Lstat(console.Path); err == nil && st.Mode().IsRegular() {
-		if err := checkLog(console.Path, st, id); err != nil {
+	if st, err := os.Lstat(to.Path); err == nil && st.Mode().IsRegular() {
+		if err := console.CheckFile(to.Path, st, id); err != nil {
 			c.fault(w.field, err.Error(), "remove it or chown it, or choose another file")
 		}
 	}
@@ -110,7 +110,7 @@ func (a access) refusal(id *launch.Identity, err error) string {
 		verb = "write"
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Sprintf("%s: %s may not %s it", quotePath(a.path), userName(id), verb)
+		return fmt.Sprintf("%s: %s may not %s it", console.QuotePath(a.path), userName(id), verb)
 	}
 	return reason(a.path, err)
 }
@@ -216,13 +216,4 @@ func cause(err error) error {
 		return p.Err
 	}
 	return err
-}
-
-// quotePath leaves an ordinary path alone and quotes what a terminal would not
-// show as it is.
-func quotePath(path string) string {
-	if q := strconv.Quote(path); q != `"`+path+`"` || strings.ContainsAny(path, " ,") {
-		return q
-	}
-	return path
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/hypervisor/console"
 	"github.com/vmcred/vmcred/vm"
 )
 
@@ -107,12 +108,12 @@ func (c *checker) stat(field, path, hint string) fs.FileInfo {
 
 // reason is "/path: no such file or directory", the path quoted if it must be.
 func reason(path string, err error) string {
-	return quotePath(path) + ": " + cause(err).Error()
+	return console.QuotePath(path) + ": " + cause(err).Error()
 }
 
 func (c *checker) regular(field, path, hint string) {
 	if st := c.stat(field, path, hint); st != nil && !st.Mode().IsRegular() {
-		c.fault(field, quotePath(path)+" is "+kindOf(st.Mode())+", not a regular file", "")
+		c.fault(field, console.QuotePath(path)+" is "+console.KindOf(st.Mode())+", not a regular file", "")
 	}
 }
 
@@ -128,7 +129,7 @@ func (c *checker) disk(field string, d vm.Disk) {
 		return
 	}
 	if m := st.Mode(); !m.IsRegular() && m.Type() != fs.ModeDevice {
-		c.fault(field+".path", quotePath(d.Path)+" is "+kindOf(m)+", not a regular file or a block device", "")
+		c.fault(field+".path", console.QuotePath(d.Path)+" is "+console.KindOf(m)+", not a regular file or a block device", "")
 	}
 }
 
@@ -138,28 +139,9 @@ func (c *checker) consoleFile(path string) {
 		return
 	}
 	if st, err := os.Lstat(path); err == nil && !st.Mode().IsRegular() {
-		c.fault("console", quotePath(path)+" is "+kindOf(st.Mode())+", not a regular file", "")
+		c.fault("console", console.QuotePath(path)+" is "+console.KindOf(st.Mode())+", not a regular file", "")
 	}
 	if dir := filepath.Dir(path); !exists(dir) {
-		c.fault("console", quotePath(dir)+": no such directory", "mkdir it first")
+		c.fault("console", console.QuotePath(dir)+": no such directory", "mkdir it first")
 	}
-}
-
-// kindOf names what is not a regular file.
-func kindOf(m fs.FileMode) string {
-	switch {
-	case m.IsDir():
-		return "a directory"
-	case m&fs.ModeSymlink != 0:
-		return "a symbolic link"
-	case m&fs.ModeNamedPipe != 0:
-		return "a named pipe"
-	case m&fs.ModeSocket != 0:
-		return "a socket"
-	case m&fs.ModeCharDevice != 0:
-		return "a character device"
-	case m&fs.ModeDevice != 0:
-		return "a block device"
-	}
-	return "something else"
 }

@@ -42,20 +42,13 @@ func TestConsoleFileOfOthers(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			f, err := openLog(path, id)
-			if err == nil {
-				f.Close()
-			}
 			check := &checker{}
 			check.consoleAccess(vm.Console{Mode: vm.ConsoleFile, Path: path}, id)
 			if c.want == "" {
-				if err != nil || len(check.problems) > 0 {
-					t.Errorf("refused: %v, %v", err, check.problems)
+				if len(check.problems) > 0 {
+					t.Errorf("refused: %v", check.problems)
 				}
 				return
-			}
-			if err == nil || !strings.Contains(err.Error(), c.want) || hintOf(err) == "" {
-				t.Errorf("%v (hint %q), want %q", err, hintOf(err), c.want)
 			}
 			if len(check.problems) != 1 || !strings.Contains(check.problems[0].Message, c.want) || check.problems[0].Hint == "" {
 				t.Errorf("before the start: %v", check.problems)

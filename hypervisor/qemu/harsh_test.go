@@ -273,7 +273,7 @@ func TestConsoleSocket(t *testing.T) {
 	sp.Console.Mode = vm.ConsoleSocket
 	sp.Boot.Cmdline = probe.WordWait
 	l, _ := launchOf(t, d, info, sp, values(t, nil))
-	path := filepath.Join(l.RunDir, consoleSocket)
+	path := filepath.Join(l.RunDir, "console.sock")
 	stale, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
 	if err != nil {
 		t.Fatal(err)
@@ -341,59 +341,5 @@ func TestConsoleStuck(t *testing.T) {
 	close(w.free)
 	if !exit.Clean || events[len(events)-1] != hypervisor.EventPowerOff {
 		t.Errorf("%+v %v", exit, events)
-	}
-}
-
-// TestSink: what a slow reader loses, it is told.
-func TestSink(t *testing.T) {
-	w := &stuck{full: make(chan struct{}), free: make(chan struct{})}
-	var got buffer
-	s := newSink(io.MultiWriter(&got, w), "noise")
-	s.put([]byte("first "))
-	<-w.full
-	s.put(make([]byte, sinkMax))
-	s.put([]byte("lost"))
-	s.put([]byte("lost too"))
-	close(w.free)
-	s.close(time.Minute)
-	s.put([]byte("after the end"))
-	want := "first " + string(make([]byte, sinkMax)) + "\r\n[12 bytes of noise lost: the reader is too slow]\r\n"
-	if got.String() != want {
-		t.Errorf("%d bytes, ending in %q", len(got.String()), got.String()[max(0, len(got.String())-80):])
-	}
-}
-
-func TestPace(t *testing.T) {
-	now := time.Now()
-	p := newPace(now)
-	for i := range saidBurst {
-		if pass, _ := p.next(now); !pass {
-			t.Fatalf("line %d of the burst is held", i)
-		}
-	}
-	for range 7 {
-		if pass, _ := p.next(now); pass {
-			t.Fatal("more than the burst")
-		}
-	}
-	if pass, held := p.next(now.Add(saidEvery)); !pass || held != 7 {
-		t.Errorf("%v %d", pass, held)
-	}
-	if pass, _ := p.next(now.Add(saidEvery)); pass {
-		t.Error("two for one")
-	}
-}
-
-func TestOneLine(t *testing.T) {
-	for in, want := range map[string]string{
-		"  plain ":               "plain",
-		"two\nlines\r\n":         "two;lines",
-		"\x1b]0;title\x07x\x9b1": "?]0;title?x?1",
-		"caf\u00e9 \u202egnp":    "café ?gnp",
-		strings.Repeat("é", 300): strings.Repeat("é", 200) + "…",
-	} {
-		if got := oneLine(in); got != want {
-			t.Errorf("%q: %q, want %q", in, got, want)
-		}
 	}
 }

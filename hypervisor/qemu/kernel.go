@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmcred/vmcred/hypervisor/console"
 )
 
 // Where the setup header of a Linux kernel has its magic (x86/boot.rst).
@@ -36,11 +38,11 @@ func (c *checker) kernel(field, path string) {
 	const elf = "\x7fELF"
 	switch {
 	case n == 0:
-		c.fault(field, quotePath(path)+" is empty", kernelHint)
+		c.fault(field, console.QuotePath(path)+" is empty", kernelHint)
 	case n >= len(elf) && string(head[:len(elf)]) == elf: // whether with a PVH note, QEMU says
 	case n == setupMagicAt+len(setupMagic) && string(head[setupMagicAt:]) == setupMagic:
 	default:
-		c.fault(field, quotePath(path)+" is no kernel: neither a bzImage nor an ELF file", kernelHint)
+		c.fault(field, console.QuotePath(path)+" is no kernel: neither a bzImage nor an ELF file", kernelHint)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/hypervisor/console"
 	"github.com/vmcred/vmcred/hypervisor/qemu/qmp"
 	"github.com/vmcred/vmcred/internal/launch"
 )
@@ -28,8 +29,8 @@ const grace = time.Second
 type machine struct {
 	proc    *launch.Process
 	qmp     *qmp.Client
-	console *console
-	said    *said
+	console *console.Console
+	said    *console.Words
 	events  chan hypervisor.Event // room for each kind once, so nothing waits for a reader
 	stops   chan struct{}         // QEMU stopped the guest, and nobody has asked why yet
 	asked   chan struct{}         // closed when nobody will ask any more
@@ -61,7 +62,7 @@ func (e exit) how() string {
 }
 
 // newMachine takes over the process and all that is connected to it.
-func newMachine(proc *launch.Process, control net.Conn, c *console, s *said) *machine {
+func newMachine(proc *launch.Process, control net.Conn, c *console.Console, s *console.Words) *machine {
 	m := &machine{
 		proc: proc, console: c, said: s,
 		events:  make(chan hypervisor.Event, 8),
@@ -69,7 +70,7 @@ func newMachine(proc *launch.Process, control net.Conn, c *console, s *said) *ma
 		stops:   make(chan struct{}, 1), asked: make(chan struct{}),
 		done: make(chan struct{}),
 	}
-	c.started()
+	c.Started()
 	m.qmp = qmp.New(control, m.heard)
 	go m.askWhy()
 	go m.settle()
@@ -104,7 +105,7 @@ func (m *machine) heard(e qmp.Event) {
 	case "GUEST_PANICKED":
 		m.emit(hypervisor.EventPanic, "")
 	case "BLOCK_IO_ERROR":
-		m.said.line(fmt.Sprintf("%s: %s error: %s (%s)", data.Node, data.Operation, data.Reason, data.Action))
+		m.said.Line(fmt.Sprintf("%s: %s error: %s (%s)", data.Node, data.Operation, data.Reason, data.Action))
 	case "STOP":
 		// It takes a question, and this is who reads the answer. One question for
 		// any number of stops: a QEMU that is taken over can send them without end.
@@ -157,10 +158,10 @@ func (m *machine) paused() {
 		m.mu.Unlock()
 		_ = m.proc.Kill()
 	case "io-error":
-		m.said.line("the guest is paused: one of its disks cannot be written; is the file system full?")
+		m.said.Line("the guest is paused: one of its disks cannot be written; is the file system full?")
 	case "shutdown", "prelaunch":
 	default:
-		m.said.line("the guest is paused: " + now.Status)
+		m.said.Line("the guest is paused: " + now.Status)
 	}
 }
 
@@ -246,14 +247,14 @@ func (m *machine) Wait(ctx context.Context) (hypervisor.Exit, error) {
 // settle waits for the process, reads what it left and says how it ended.
 func (m *machine) settle() {
 	<-m.proc.Done()
-	waitFor(m.qmp.Done(), grace)
+	console.WaitFor(m.qmp.Done(), grace)
 	_ = m.qmp.Close() // its reader, which fills m.stops, is gone then
 	close(m.stops)
 	<-m.asked
-	m.console.finish(grace)
-	m.said.finish(grace)
+	m.console.Finish(grace)
+	m.said.Finish(grace)
 	m.mu.Lock()
-	m.exit = m.life.exit(m.proc.State(), m.said.lastLine())
+	m.exit = m.life.exit(m.proc.State(), m.said.Last())
 	m.over = true
 	close(m.events)
 	m.mu.Unlock()

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/hypervisor/console"
 	"github.com/vmcred/vmcred/internal/kvm"
 	"github.com/vmcred/vmcred/internal/trusted"
 )
@@ -67,7 +68,7 @@ func accelerator(r kvm.Result) (accel, why string) {
 	if r.Usable {
 		return "kvm", "KVM"
 	}
-	return "tcg", emulated + oneLine(r.Why)
+	return "tcg", emulated + console.OneLine(r.Why)
 }
 
 func (d *Driver) find() (string, error) {
@@ -147,7 +148,7 @@ func askVersion(ctx context.Context, path string) (version, string, error) {
 			cure = "every user must be able to execute it, and to enter each directory on the way"
 		}
 		if len(said) > 0 {
-			err = fmt.Errorf("%w: %s", err, oneLine(string(said)))
+			err = fmt.Errorf("%w: %s", err, console.OneLine(string(said)))
 		}
 		return version{}, "", &Error{Message: path + " --version failed", Err: err, Cure: cure}
 	}
@@ -204,7 +205,7 @@ func parseVersion(line []byte) (version, error) {
 		rest = rest[1:]
 	}
 	if !ok {
-		return version{}, fmt.Errorf("its version reads %s", strconv.QuoteToASCII(oneLine(string(line))))
+		return version{}, fmt.Errorf("its version reads %s", strconv.QuoteToASCII(console.OneLine(string(line))))
 	}
 	return v, nil
 }

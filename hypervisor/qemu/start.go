@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/hypervisor/console"
 	"github.com/vmcred/vmcred/hypervisor/qemu/qmp"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
@@ -37,7 +38,7 @@ func (d *Driver) Start(ctx context.Context, l hypervisor.Launch) (hypervisor.Mac
 // starter is one start in the making: all that must be undone if it fails.
 type starter struct {
 	l                hypervisor.Launch
-	console          *console
+	console          *console.Console
 	qmp              net.Conn
 	stderr           *os.File
 	qmpEnd, stderrIn *os.File // the child's ends
@@ -64,7 +65,7 @@ func (s *starter) start(ctx context.Context, d *Driver) error {
 		return withHint(&Error{Message: "QEMU's process", Err: err})
 	}
 	s.closeChildEnds()
-	s.machine = newMachine(proc, s.qmp, s.console, listen(s.stderr, s.l.Log))
+	s.machine = newMachine(proc, s.qmp, s.console, console.Listen(s.stderr, s.l.Log, "QEMU's messages"))
 	limited, cancel := context.WithTimeout(ctx, d.o.StartTimeout)
 	defer cancel()
 	return s.converse(limited)
@@ -73,10 +74,10 @@ func (s *starter) start(ctx context.Context, d *Driver) error {
 // open makes all that QEMU inherits but the values.
 func (s *starter) open() error {
 	var err error
-	if s.console, err = openConsole(s.l.Spec.Console, s.l.RunDir, s.l.Identity, s.l.Console); err != nil {
+	if s.console, err = console.Open(s.l.Spec.Console, s.l.RunDir, s.l.Identity, s.l.Console); err != nil {
 		return err
 	}
-	if s.qmp, s.qmpEnd, err = socketPair("qmp"); err != nil {
+	if s.qmp, s.qmpEnd, err = console.SocketPair("qmp"); err != nil {
 		return withHint(&Error{Message: "QEMU's control connection", Err: err})
 	}
 	if s.stderr, s.stderrIn, err = os.Pipe(); err != nil {
@@ -94,8 +95,8 @@ func (s *starter) spawn() (*launch.Process, error) {
 	}
 	donate := func(name string, f *os.File) string { return strconv.Itoa(c.Donate(name, f)) }
 	ds := descriptors{qmp: donate("qmp", s.qmpEnd)}
-	if s.console.child != nil {
-		ds.console = donate("console", s.console.child)
+	if f := s.console.Child(); f != nil {
+		ds.console = donate("console", f)
 	}
 	for _, m := range s.feed.smbios {
 		ds.smbios = append(ds.smbios, donate("smbios", m.File()))
@@ -149,7 +150,7 @@ func (s *starter) undo(ctx context.Context, err error) error {
 	}
 	ended := errors.Is(err, qmp.ErrClosed)
 	if ended {
-		waitFor(m.proc.Done(), grace) // it is on its way out, with a status of its own
+		console.WaitFor(m.proc.Done(), grace) // it is on its way out, with a status of its own
 	}
 	_ = m.Kill()
 	if rerr := s.feed.release(); rerr != nil {
@@ -157,19 +158,19 @@ func (s *starter) undo(ctx context.Context, err error) error {
 	}
 	switch {
 	case ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded):
-		return &Error{Message: "QEMU did not answer" + tail(m.said.words()), Err: cmp.Or(ctx.Err(), err)}
+		return &Error{Message: "QEMU did not answer" + tail(m.said.All()), Err: cmp.Or(ctx.Err(), err)}
 	case ended:
-		return withHint(&Error{Message: "QEMU did not start (" + m.exit.how() + ")" + tail(m.said.words())})
+		return withHint(&Error{Message: "QEMU did not start (" + m.exit.how() + ")" + tail(m.said.All())})
 	}
 	if refused := (*qmp.CommandError)(nil); errors.As(err, &refused) {
-		refused.Desc = oneLine(refused.Desc) // its own words, whatever they are
+		refused.Desc = console.OneLine(refused.Desc) // its own words, whatever they are
 	}
 	return withHint(&Error{Message: "QEMU did not start the guest", Err: err})
 }
 
 func (s *starter) closeOurEnds() {
 	if s.console != nil {
-		s.console.finish(grace)
+		s.console.Finish(grace)
 	}
 	if s.qmp != nil {
 		_ = s.qmp.Close()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+package console
 
 import (
 	"fmt"
@@ -88,10 +88,5 @@ func (s *sink) close(patience time.Duration) {
 	s.closed = true
 	s.wake.Signal()
 	s.mu.Unlock()
-	t := time.NewTimer(patience)
-	defer t.Stop()
-	select {
-	case <-s.done:
-	case <-t.C:
-	}
+	WaitFor(s.done, patience)
 }
