@@ -37,8 +37,9 @@ var mayImport = map[string][]string{
 	"delivery":         {"secret", "credential"},
 	"hypervisor":       {"vm", "delivery", "internal/launch"},
 
-	"hypervisor/console": {"hypervisor", "vm", "internal/launch"},
-	"hypervisor/qemu":    {"hypervisor", "hypervisor/console", "hypervisor/qemu/qmp", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm", "internal/trusted"},
+	"hypervisor/console":   {"hypervisor", "vm", "internal/launch"},
+	"hypervisor/hostcheck": {"hypervisor/console", "vm", "internal/launch", "internal/trusted"},
+	"hypervisor/qemu":      {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/qemu/qmp", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm", "internal/trusted"},
 
 	"hypervisor/qemu/qmp": {},
 	"runner":              {"hypervisor", "vm", "delivery", "secret", "credential", "state", "internal/launch"},

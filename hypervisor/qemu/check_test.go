@@ -4,17 +4,10 @@ package qemu
 
 import (
 	"fmt"
-	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/vmcred/vmcred/hypervisor"
-	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
 )
 
@@ -32,43 +25,23 @@ func faults(ps []vm.Problem) string {
 func TestCheck(t *testing.T) {
 	dir := t.TempDir()
 	kernel := touch(t, dir, "kernel")
-	fifo := filepath.Join(dir, "fifo")
-	if err := unix.Mkfifo(fifo, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	sock, err := net.Listen("unix", filepath.Join(dir, "sock"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer sock.Close()
 	for name, tc := range map[string]struct {
 		spoil func(*vm.Spec)
 		want  string
 	}{
-		"nothing":       {func(*vm.Spec) {}, ""},
-		"machine":       {func(s *vm.Spec) { s.QEMU.Machine = "microvm" }, `error: qemu.machine: "microvm" is not supported yet [use "q35"]`},
-		"kvm":           {func(s *vm.Spec) { s.QEMU.Accel = "kvm" }, `error: qemu.accel: KVM cannot be used on this host: SSE code does not run [use "auto"`},
-		"accel":         {func(s *vm.Spec) { s.QEMU.Accel = "hax" }, `error: qemu.accel: "hax"`},
-		"shares":        {func(s *vm.Spec) { s.Shares = []vm.Share{{Tag: "x"}} }, "error: shares: "},
-		"vsock":         {func(s *vm.Spec) { s.Vsock = &vm.Vsock{CID: 3} }, "error: vsock: "},
-		"notify":        {func(s *vm.Spec) { s.Notify = vm.NotifyGuest }, `error: notify: waiting for the guest's READY=1 is not supported with qemu yet [use "boot"]`},
-		"cpus":          {func(s *vm.Spec) { s.CPUs = 256 }, "error: cpus: q35 has 1 to 255 CPUs, not 256"},
-		"memory":        {func(s *vm.Spec) { s.Memory++ }, "error: memory: 134217729 bytes is no whole number of MiB"},
-		"no kernel":     {func(s *vm.Spec) { s.Boot.Kernel = dir + "/a b" }, `error: boot.kernel: "` + dir + `/a b": no such file or directory`},
-		"relative":      {func(s *vm.Spec) { s.Boot.Kernel = "kernel" }, `error: boot.kernel: "kernel" is no absolute path`},
-		"initrd":        {func(s *vm.Spec) { s.Boot.Initrd = dir }, "error: boot.initrd: " + dir + " is a directory, not a regular file"},
-		"kernel a fifo": {func(s *vm.Spec) { s.Boot.Kernel = fifo }, "is a named pipe, not a regular file"},
-		"escape":        {func(s *vm.Spec) { s.Boot.Kernel = "/\x1b[31m" }, `error: boot.kernel: "/\x1b[31m": no such`},
-		"disk":          {func(s *vm.Spec) { s.Disks = []vm.Disk{{Path: kernel}, {Path: dir + "/gone"}} }, "error: disks[1].path: " + dir + "/gone: no such file"},
-		"disk null":     {func(s *vm.Spec) { s.Disks = []vm.Disk{{Path: "/dev/null"}} }, "is a character device, not a regular file or a block device"},
-		"format":        {func(s *vm.Spec) { s.Disks = []vm.Disk{{Path: kernel, Format: "vmdk"}} }, `error: disks[0].format: "vmdk"`},
-		"serial":        {func(s *vm.Spec) { s.Disks = []vm.Disk{{Path: kernel, Serial: strings.Repeat("x", 21)}} }, "error: disks[0].serial: has 21 characters"},
-		"bridge":        {func(s *vm.Spec) { s.Interfaces = []vm.Interface{{Type: "bridge", ID: "br0"}} }, `error: interfaces[0].type: "bridge" is not supported with qemu yet [use "tap"]`},
-		"no tap":        {func(s *vm.Spec) { s.Interfaces = []vm.Interface{{Type: "tap", ID: "vm-nowhere"}} }, "error: interfaces[0].id: there is no interface vm-nowhere on this host [ip tuntap add dev vm-nowhere"},
-		"lo":            {func(s *vm.Spec) { s.Interfaces = []vm.Interface{{Type: "tap", ID: "lo"}} }, "error: interfaces[0].id: lo is an interface, but no tap"},
-		"tap's name":    {func(s *vm.Spec) { s.Interfaces = []vm.Interface{{Type: "tap", ID: "../lo"}} }, `error: interfaces[0].id: "../lo" is no interface's name`},
-		"console dir":   {func(s *vm.Spec) { s.Console = vm.Console{Mode: vm.ConsoleFile, Path: dir + "/gone/log"} }, "error: console: " + dir + "/gone: no such directory [mkdir it first]"},
-		"console sock":  {func(s *vm.Spec) { s.Console = vm.Console{Mode: vm.ConsoleFile, Path: dir + "/sock"} }, "error: console: " + dir + "/sock is a socket, not a regular file"},
+		"nothing":     {func(*vm.Spec) {}, ""},
+		"machine":     {func(s *vm.Spec) { s.QEMU.Machine = "microvm" }, `error: qemu.machine: "microvm" is not supported yet [use "q35"]`},
+		"kvm":         {func(s *vm.Spec) { s.QEMU.Accel = "kvm" }, `error: qemu.accel: KVM cannot be used on this host: SSE code does not run [use "auto"`},
+		"accel":       {func(s *vm.Spec) { s.QEMU.Accel = "hax" }, `error: qemu.accel: "hax"`},
+		"shares":      {func(s *vm.Spec) { s.Shares = []vm.Share{{Tag: "x"}} }, "error: shares: "},
+		"vsock":       {func(s *vm.Spec) { s.Vsock = &vm.Vsock{CID: 3} }, "error: vsock: "},
+		"notify":      {func(s *vm.Spec) { s.Notify = vm.NotifyGuest }, `error: notify: waiting for the guest's READY=1 is not supported with qemu yet [use "boot"]`},
+		"cpus":        {func(s *vm.Spec) { s.CPUs = 256 }, "error: cpus: q35 has 1 to 255 CPUs, not 256"},
+		"memory":      {func(s *vm.Spec) { s.Memory++ }, "error: memory: 134217729 bytes is no whole number of MiB"},
+		"no kernel":   {func(s *vm.Spec) { s.Boot.Kernel = dir + "/a b" }, `error: boot.kernel: "` + dir + `/a b": no such file or directory`},
+		"disk":        {func(s *vm.Spec) { s.Disks = []vm.Disk{{Path: kernel}, {Path: dir + "/gone"}} }, "error: disks[1].path: " + dir + "/gone: no such file"},
+		"bridge":      {func(s *vm.Spec) { s.Interfaces = []vm.Interface{{Type: "bridge", ID: "br0"}} }, `error: interfaces[0].type: "bridge" is not supported with qemu yet [use "tap"]`},
+		"console dir": {func(s *vm.Spec) { s.Console = vm.Console{Mode: vm.ConsoleFile, Path: dir + "/gone/log"} }, "error: console: " + dir + "/gone: no such directory [mkdir it first]"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := spec(kernel)
@@ -86,104 +59,16 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestCheckAccess asks for a user who may open nothing, as root.
-func TestCheckAccess(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: asking for another user needs root")
+// TestDeviceList: KVM and the taps' device, if the VM has them.
+func TestDeviceList(t *testing.T) {
+	s := spec("/kernel")
+	if got := devices(s, emulation); len(got) > 0 {
+		t.Errorf("asked for what the VM does not have: %+v", got)
 	}
-	dir, err := os.MkdirTemp("", "vmcred-access-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	file := func(name string, mode os.FileMode, gid int) string {
-		path := filepath.Join(dir, name)
-		write(t, path, nil, mode)
-		if err := os.Chown(path, 0, gid); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	s := spec(kernelFile(t, dir))
-	s.Disks = []vm.Disk{
-		{Path: file("theirs", 0o660, 65533)},
-		{Path: file("ro", 0o644, 0), ReadOnly: true},
-		{Path: file("rw", 0o644, 0)},
-	}
-	s.Boot.Initrd = file("initrd", 0o600, 0)
-	id := &launch.Identity{User: "vmcred-test", UID: 65531, GID: 65532, Groups: []uint32{65533}}
-	d := New(Options{})
-	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := faults(d.CheckAccess(s, emulation, id))
-	for _, want := range []string{
-		"error: boot.initrd: " + s.Boot.Initrd + ": vmcred-test may not read it",
-		"error: disks[2].path: " + s.Disks[2].Path + ": vmcred-test may not write it",
-	} {
-		if !strings.Contains(got, want) {
-			t.Errorf("%q is not in\n%s", want, got)
-		}
-	}
-	if strings.Count(got, "\n") != 2 {
-		t.Errorf("more than two:\n%s", got)
-	}
-	if got := faults(d.CheckAccess(s, emulation, nil)); got != "" {
-		t.Errorf("root may: %s", got)
-	}
-	if now, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); now != dumpable {
-		t.Errorf("this process's dumpable attribute became %d, it was %d: %v", now, dumpable, err)
-	}
-	// The other threads are still root's.
-	if _, err := os.ReadFile(s.Boot.Initrd); err != nil {
-		t.Error(err)
-	}
-}
-
-// TestTap makes real taps and asks who may have them.
-func TestTap(t *testing.T) {
-	if os.Geteuid() != 0 || !exists(tun) {
-		t.Skip("SKIPPED: making a tap needs root and " + tun)
-	}
-	if _, err := exec.LookPath("ip"); err != nil {
-		t.Skip("SKIPPED: needs ip (apt install iproute2)")
-	}
-	add := func(name string, args ...string) {
-		t.Helper()
-		if out, err := exec.Command("ip", append([]string{"tuntap", "add", "dev", name, "mode", "tap"}, args...)...).CombinedOutput(); err != nil {
-			t.Skipf("SKIPPED: cannot make a tap: %s", out)
-		}
-		t.Cleanup(func() { _ = exec.Command("ip", "link", "del", name).Run() })
-	}
-	add("vmcred-q0", "user", "65531")
-	add("vmcred-q1", "user", "65530")
-	add("vmcred-q2", "group", "65533")
-	add("vmcred-q3")
-	kernel := touch(t, t.TempDir(), "kernel")
-	s := spec(kernel)
-	for i := range 4 {
-		s.Interfaces = append(s.Interfaces, vm.Interface{Type: "tap", ID: fmt.Sprintf("vmcred-q%d", i)})
-	}
-	d := New(Options{})
-	if got := faults(d.Check(s, emulation)); got != "" {
-		t.Error(got)
-	}
-	for _, tc := range []struct {
-		id   launch.Identity
-		want []bool
-	}{
-		{launch.Identity{UID: 65531, GID: 65531}, []bool{true, false, false, true}},
-		{launch.Identity{UID: 65530, GID: 65533}, []bool{false, true, true, true}},
-		{launch.Identity{UID: 65529, GID: 65529, Groups: []uint32{65533}}, []bool{false, false, true, true}},
-	} {
-		for i, nic := range s.Interfaces {
-			if got := mayAttach(nic.ID, &tc.id); got != tc.want[i] {
-				t.Errorf("%+v, %s: %v", tc.id, nic.ID, got)
-			}
-		}
+	s.QEMU.Accel = "auto"
+	s.Interfaces = []vm.Interface{{Type: "tap", ID: "vm-a"}, {Type: "tap", ID: "vm-b"}}
+	got := devices(s, hypervisor.Info{Accel: "kvm"})
+	if len(got) != 2 || got[0].Path != "/dev/net/tun" || got[0].Field != "interfaces" || got[1].Path != "/dev/kvm" || got[1].Field != "qemu.accel" {
+		t.Errorf("%+v", got)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vmcred/vmcred/hypervisor/hostcheck"
 	"github.com/vmcred/vmcred/hypervisor/hypervisortest/probe"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
@@ -36,24 +37,24 @@ func (u *until) Write(p []byte) (int, error) {
 // udev runs.
 func tunAsUdevHasIt(t *testing.T) {
 	t.Helper()
-	st, err := os.Stat(tun)
+	st, err := os.Stat(hostcheck.Tun)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if st.Mode().Perm() == 0o666 {
 		return
 	}
-	if err := os.Chmod(tun, 0o666); err != nil {
-		t.Skipf("SKIPPED: %s cannot be opened to other users: %v", tun, err)
+	if err := os.Chmod(hostcheck.Tun, 0o666); err != nil {
+		t.Skipf("SKIPPED: %s cannot be opened to other users: %v", hostcheck.Tun, err)
 	}
-	t.Cleanup(func() { _ = os.Chmod(tun, st.Mode().Perm()) })
+	t.Cleanup(func() { _ = os.Chmod(hostcheck.Tun, st.Mode().Perm()) })
 }
 
 // TestDevices: a QEMU of another user has its tap and its disks, through the
 // confinement it is started in.
 func TestDevices(t *testing.T) {
-	if os.Geteuid() != 0 || !exists(tun) {
-		t.Skip("SKIPPED: making a tap for another user needs root and " + tun)
+	if os.Geteuid() != 0 || !hostcheck.Exists(hostcheck.Tun) {
+		t.Skip("SKIPPED: making a tap for another user needs root and " + hostcheck.Tun)
 	}
 	if _, err := exec.LookPath("ip"); err != nil {
 		t.Skip("SKIPPED: needs ip (apt install iproute2)")
@@ -117,7 +118,7 @@ func TestDevices(t *testing.T) {
 		to, _ := os.Readlink(link)
 		open[to] = true
 	}
-	for _, want := range []string{data, seed, tun} {
+	for _, want := range []string{data, seed, hostcheck.Tun} {
 		if !open[want] {
 			t.Errorf("QEMU has not opened %s", want)
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/vmcred/vmcred/delivery"
+	"github.com/vmcred/vmcred/hypervisor/hostcheck"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/secret"
 )
@@ -70,7 +71,7 @@ func newMemfd(name string, r secret.Rope, id *launch.Identity) (*secret.Memfd, e
 		return m, nil
 	}
 	if err := m.Chown(int(id.UID), int(id.GID)); err != nil {
-		return nil, errors.Join(fmt.Errorf("giving a memory file to %s: %w", userName(id), err), m.Release())
+		return nil, errors.Join(fmt.Errorf("giving a memory file to %s: %w", hostcheck.UserName(id), err), m.Release())
 	}
 	return m, nil
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/hypervisor/hostcheck"
 	"github.com/vmcred/vmcred/hypervisor/hypervisortest/probe"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
@@ -295,7 +296,7 @@ func TestConsoleSocket(t *testing.T) {
 	}
 	_, _ = io.Copy(io.Discard, c) // ends, one way or the other
 	end(t, m)
-	if exists(path) {
+	if hostcheck.Exists(path) {
 		t.Error("the socket is left")
 	}
 	l.RunDir = filepath.Join(t.TempDir(), strings.Repeat("x", 100))

@@ -215,9 +215,3 @@ func parseInfo(info hypervisor.Info) version {
 	v, _ := parseVersion([]byte(versionLine + info.Version))
 	return v
 }
-
-// exists tells a missing file from one that cannot be looked at.
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+package hostcheck
 
 import (
 	"os"
@@ -16,7 +16,7 @@ import (
 // put there, to read along or to have another file of ours written to.
 func TestConsoleFileOfOthers(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("it makes files of several users: needs root")
+		t.Skip("SKIPPED: it makes files of several users: needs root")
 	}
 	const own, other = 64321, 64322
 	id := &launch.Identity{UID: own, GID: own}
@@ -42,8 +42,8 @@ func TestConsoleFileOfOthers(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			check := &checker{}
-			check.consoleAccess(vm.Console{Mode: vm.ConsoleFile, Path: path}, id)
+			check := New(&vm.Spec{Console: vm.Console{Mode: vm.ConsoleFile, Path: path}})
+			check.consoleAccess(id)
 			if c.want == "" {
 				if len(check.problems) > 0 {
 					t.Errorf("refused: %v", check.problems)

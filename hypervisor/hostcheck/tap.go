@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+package hostcheck
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,29 +14,52 @@ import (
 	"github.com/vmcred/vmcred/vm"
 )
 
+// Tun is the device that a VMM opens for a tap.
+const Tun = "/dev/net/tun"
+
 const (
 	netClass = "/sys/class/net"
-	tun      = "/dev/net/tun"
 	iffTap   = 0x2 // IFF_TAP of linux/if_tun.h, as tun_flags shows it
 )
 
-func (c *checker) nic(field string, nic vm.Interface) {
-	if nic.Type != "tap" {
-		c.fault(field+".type", strconv.Quote(nic.Type)+" is not supported with qemu yet", `use "tap"`)
-		return
+// Interfaces looks for each tap. The hypervisor is who supports no other kind yet.
+func (c *Checker) Interfaces(hypervisor string) {
+	for i, nic := range c.spec.Interfaces {
+		field := fmt.Sprintf("interfaces[%d]", i)
+		if nic.Type != "tap" {
+			c.Fault(field+".type", strconv.Quote(nic.Type)+" is not supported with "+hypervisor+" yet", `use "tap"`)
+			continue
+		}
+		c.tap(field, nic)
 	}
+}
+
+func (c *Checker) tap(field string, nic vm.Interface) {
 	if nic.ID == "" || len(nic.ID) > 15 || strings.ContainsAny(nic.ID, "/ \t\n") || nic.ID == "." || nic.ID == ".." {
-		c.fault(field+".id", strconv.Quote(nic.ID)+" is no interface's name: 1 to 15 characters, no space, no slash", "")
+		c.Fault(field+".id", strconv.Quote(nic.ID)+" is no interface's name: 1 to 15 characters, no space, no slash", "")
 		return
 	}
 	cure := "ip tuntap add dev " + nic.ID + " mode tap user USER, and ip link set it up"
-	if !exists(filepath.Join(netClass, nic.ID)) {
-		c.fault(field+".id", "there is no interface "+nic.ID+" on this host", cure)
+	if !Exists(filepath.Join(netClass, nic.ID)) {
+		c.Fault(field+".id", "there is no interface "+nic.ID+" on this host", cure)
 	} else if !isTap(nic.ID) {
-		c.fault(field+".id", nic.ID+" is an interface, but no tap", cure)
+		c.Fault(field+".id", nic.ID+" is an interface, but no tap", cure)
 	}
-	if !exists(tun) {
-		c.fault(field, tun+" is missing", "modprobe tun")
+	if !Exists(Tun) {
+		c.Fault(field, Tun+" is missing", "modprobe tun")
+	}
+}
+
+// taps refuses those that belong to another user. Root may attach to all.
+func (c *Checker) taps(id *launch.Identity) {
+	if id == nil || id.UID == 0 {
+		return
+	}
+	for i, nic := range c.spec.Interfaces {
+		if nic.Type == "tap" && isTap(nic.ID) && !mayAttach(nic.ID, id) {
+			c.Fault(fmt.Sprintf("interfaces[%d].id", i), fmt.Sprintf("the tap %s belongs to another user than %s", nic.ID, UserName(id)),
+				fmt.Sprintf("make it anew with: ip tuntap add dev %s mode tap user %s", nic.ID, UserName(id)))
+		}
 	}
 }
 

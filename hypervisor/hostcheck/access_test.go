@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+package hostcheck
 
 import (
 	"os"
@@ -22,7 +22,7 @@ func TestBootedFilesOfOthers(t *testing.T) {
 	s := spec(kernelFile(t, dir))
 	s.Boot.Initrd = touch(t, dir, "initrd")
 	s.Credentials = []vm.Credential{{Host: "a", Guest: "A"}}
-	look := func(id *launch.Identity) string { return faults(New(Options{}).CheckAccess(s, emulation, id)) }
+	look := func(id *launch.Identity) string { return faults(Access(s, nil, id)) }
 	if got := look(nil); got != "" {
 		t.Fatalf("what nobody else can write: %s", got)
 	}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package hostcheck is what of a specification this host does not have, and what
+// a user may not open: the same for every VMM.
+package hostcheck
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/vmcred/vmcred/hypervisor/console"
+	"github.com/vmcred/vmcred/vm"
+)
+
+// serialMax is what virtio-blk has room for, in bytes.
+const serialMax = 20
+
+// Checker collects the problems of one specification. It reads no file.
+type Checker struct {
+	spec     *vm.Spec
+	problems []vm.Problem
+}
+
+// New returns a checker that has looked at nothing yet.
+func New(spec *vm.Spec) *Checker { return &Checker{spec: spec} }
+
+// Problems are all that were found, in order.
+func (c *Checker) Problems() []vm.Problem { return c.problems }
+
+// Fault adds what keeps the VM from starting.
+func (c *Checker) Fault(field, message, hint string) { c.add(vm.Error, field, message, hint) }
+
+// Warn adds what does not.
+func (c *Checker) Warn(field, message, hint string) { c.add(vm.Warning, field, message, hint) }
+
+func (c *Checker) add(s vm.Severity, field, message, hint string) {
+	c.problems = append(c.problems, vm.Problem{
+		Severity: s, Pos: vm.Pos{File: c.spec.File}, Field: field, Message: message, Hint: hint,
+	})
+}
+
+// Boot looks for the kernel and the initrd.
+func (c *Checker) Boot() {
+	c.regular("boot.kernel", c.spec.Boot.Kernel)
+	if c.spec.Boot.Initrd != "" {
+		c.regular("boot.initrd", c.spec.Boot.Initrd)
+	}
+}
+
+// Disks looks for each disk, which is raw or qcow2.
+func (c *Checker) Disks() {
+	for i, d := range c.spec.Disks {
+		c.disk(fmt.Sprintf("disks[%d]", i), d)
+	}
+}
+
+func (c *Checker) disk(field string, d vm.Disk) {
+	if d.Format != "" && d.Format != "raw" && d.Format != "qcow2" {
+		c.Fault(field+".format", strconv.Quote(d.Format)+" is not supported", `use "raw" or "qcow2"`)
+	}
+	if len(d.Serial) > serialMax {
+		c.Fault(field+".serial", fmt.Sprintf("has %d characters, and virtio-blk cuts it at %d", len(d.Serial), serialMax), "")
+	}
+	st := c.stat(field+".path", d.Path)
+	if st == nil {
+		return
+	}
+	if m := st.Mode(); !m.IsRegular() && m.Type() != fs.ModeDevice {
+		c.Fault(field+".path", QuotePath(d.Path)+" is "+console.KindOf(m)+", not a regular file or a block device", "")
+	}
+}
+
+// ConsoleFile looks whether the console's file can be there, if it is one.
+func (c *Checker) ConsoleFile() {
+	path := c.spec.Console.Path
+	switch {
+	case c.spec.Console.Mode != vm.ConsoleFile:
+		return
+	case !filepath.IsAbs(path):
+		c.Fault("console", fmt.Sprintf("%q is no absolute path", path), "")
+		return
+	}
+	if st, err := os.Lstat(path); err == nil && !st.Mode().IsRegular() {
+		c.Fault("console", QuotePath(path)+" is "+console.KindOf(st.Mode())+", not a regular file", "")
+	}
+	if dir := filepath.Dir(path); !Exists(dir) {
+		c.Fault("console", QuotePath(dir)+": no such directory", "mkdir it first")
+	}
+}
+
+func (c *Checker) regular(field, path string) {
+	if st := c.stat(field, path); st != nil && !st.Mode().IsRegular() {
+		c.Fault(field, QuotePath(path)+" is "+console.KindOf(st.Mode())+", not a regular file", "")
+	}
+}
+
+// stat reports a path that is not absolute or not there, and returns nil then.
+func (c *Checker) stat(field, path string) fs.FileInfo {
+	if !filepath.IsAbs(path) {
+		c.Fault(field, fmt.Sprintf("%q is no absolute path", path), "")
+		return nil
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		c.Fault(field, reason(path, err), "")
+		return nil
+	}
+	return st
+}
+
+// reason is "/path: no such file or directory", the path quoted if it must be.
+func reason(path string, err error) string {
+	return QuotePath(path) + ": " + cause(err).Error()
+}
+
+// cause takes the system's own words out of an error about a path.
+func cause(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
+}
+
+// QuotePath leaves an ordinary path alone and quotes what a terminal would not
+// show as it is.
+func QuotePath(path string) string { return console.QuotePath(path) }
+
+// Exists tells what is there from what is missing or cannot be looked at.
+func Exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
