@@ -39,7 +39,8 @@ var mayImport = map[string][]string{
 
 	"hypervisor/console":   {"hypervisor", "vm", "internal/launch"},
 	"hypervisor/hostcheck": {"hypervisor/console", "vm", "internal/launch", "internal/trusted"},
-	"hypervisor/qemu":      {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/qemu/qmp", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm", "internal/trusted"},
+	"hypervisor/program":   {"hypervisor", "hypervisor/console", "internal/trusted"},
+	"hypervisor/qemu":      {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/qemu/qmp", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
 
 	"hypervisor/qemu/qmp": {},
 	"runner":              {"hypervisor", "vm", "delivery", "secret", "credential", "state", "internal/launch"},

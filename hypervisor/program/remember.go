@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package qemu
+package program
 
 import (
 	"encoding/json"
@@ -43,18 +43,18 @@ type fact struct {
 	Version string   `json:"version"`
 }
 
-const (
-	factFile = "qemu.json"
-	factMax  = 8 << 10
-)
+const factMax = 8 << 10
+
+// factFile is where it is: one for each program.
+func (p *Program) factFile() string { return p.Name + ".json" }
 
 // recall returns what was remembered of that very file. A file that is not a
 // regular one of our own that nobody else can write is as good as none.
-func recall(dir string, id identity) (string, bool) {
-	if dir == "" || id.Boot == "" {
+func (p *Program) recall(id identity) (string, bool) {
+	if p.CacheDir == "" || id.Boot == "" {
 		return "", false
 	}
-	f, err := os.OpenFile(filepath.Join(dir, factFile), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(filepath.Join(p.CacheDir, p.factFile()), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return "", false
 	}
@@ -75,15 +75,15 @@ func recall(dir string, id identity) (string, bool) {
 // remember writes the fact, atomically. Failing to only costs the next start a
 // process, so it is not an error. The directory is others' to make: units of
 // other users have theirs in it.
-func remember(dir string, id identity, line string) {
-	if dir == "" || id.Boot == "" {
+func (p *Program) remember(id identity, line string) {
+	if p.CacheDir == "" || id.Boot == "" {
 		return
 	}
 	b, err := json.Marshal(fact{Of: id, Version: line})
 	if err != nil || len(b) > factMax {
 		return
 	}
-	f, err := os.CreateTemp(dir, factFile+".*") // mode 0600
+	f, err := os.CreateTemp(p.CacheDir, p.factFile()+".*") // mode 0600
 	if err != nil {
 		return
 	}
@@ -92,7 +92,7 @@ func remember(dir string, id identity, line string) {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, factFile))
+		err = os.Rename(f.Name(), filepath.Join(p.CacheDir, p.factFile()))
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
