@@ -35,6 +35,6 @@ void probe_main(const struct start_info *info)
 	if (command_line_has(info, "reboot"))
 		platform_reset();
 	if (command_line_has(info, "wait"))
-		platform_await_power_button();
+		platform_await_power_button(start_info_rsdp(info));
 	platform_power_off();
 }

@@ -6,7 +6,7 @@
 struct platform {
 	uint32_t bridge; /* device << 16 | vendor of PCI 0:0.0 */
 	const char *name;
-	uint16_t pm1_status;  /* ACPI PM1a status; enable is 2, control 4 bytes on; 0: none */
+	uint16_t pm1_status;  /* ACPI PM1a status; enable is 2, control 4 bytes on; 0: see acpi.c */
 	uint16_t sleep_port;  /* write sleep_value here to power off; 0: reset instead */
 	uint16_t sleep_value;
 };
@@ -76,11 +76,15 @@ void platform_power_off(void)
 	platform_halt();
 }
 
-void platform_await_power_button(void)
+void platform_await_power_button(uint32_t rsdp)
 {
 	uint16_t pm1 = platform()->pm1_status;
 	if (!pm1) {
-		fail("no-power-button");
+		uint64_t event = acpi_event_register(rsdp);
+		if (event)
+			acpi_await_power_button(event);
+		else
+			fail("no-power-button");
 		return;
 	}
 	while (!(inw(pm1) & 0x100))

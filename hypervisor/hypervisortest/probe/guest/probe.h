@@ -47,6 +47,7 @@ void report_fw_cfg(int digest_all);
 struct start_info;
 int report_start_info(const struct start_info *info);
 int command_line_has(const struct start_info *info, const char *word);
+uint32_t start_info_rsdp(const struct start_info *info);
 
 /* platform.c: what differs between VMMs */
 void platform_report(void);
@@ -55,6 +56,13 @@ void platform_reset(void) __attribute__((noreturn));
 void platform_triple_fault(void) __attribute__((noreturn));
 void platform_halt(void) __attribute__((noreturn));
 void platform_enable_power_button(void);
-void platform_await_power_button(void);
+void platform_await_power_button(uint32_t rsdp);
+
+/* acpi.c: the register of a Generic Event Device, 0 if there is none */
+uint64_t acpi_event_register(uint32_t rsdp);
+void acpi_await_power_button(uint64_t event);
+
+/* paging.c */
+volatile uint8_t *map_device(uint64_t address);
 
 #endif

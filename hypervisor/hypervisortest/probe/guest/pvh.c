@@ -3,6 +3,8 @@
  * (Xen public/arch-x86/hvm/start_info.h). */
 #include "probe.h"
 
+#define MAGIC 0x336ec578
+
 struct start_info {
 	uint32_t magic, version, flags, nr_modules;
 	uint64_t modlist, cmdline, rsdp;
@@ -26,7 +28,7 @@ static void report_bytes(const char *what, const void *at, uint32_t n)
 
 int report_start_info(const struct start_info *info)
 {
-	if (info->magic != 0x336ec578) {
+	if (info->magic != MAGIC) {
 		fail("pvh-start-info-magic");
 		return 0;
 	}
@@ -57,4 +59,10 @@ int command_line_has(const struct start_info *info, const char *word)
 		p = end;
 	}
 	return 0;
+}
+
+/* The ACPI root pointer, 0 if the VMM gives none or it is out of reach. */
+uint32_t start_info_rsdp(const struct start_info *info)
+{
+	return info->magic == MAGIC && info->version >= 1 && !(info->rsdp >> 32) ? (uint32_t)info->rsdp : 0;
 }

@@ -15,28 +15,38 @@ static const uint32_t k[64] = {
 
 static inline uint32_t ror(uint32_t v, int n) { return v >> n | v << (32 - n); }
 
-static void block(uint32_t *h, const uint8_t *p)
+/* One round, without moving its eight variables: the next one has them rotated.
+ * Where KVM emulates each instruction, at a microsecond, only their number counts. */
+#define ROUND(a, b, c, d, e, f, g, h, i) do { \
+	h += (ror(e, 6) ^ ror(e, 11) ^ ror(e, 25)) + (g ^ (e & (f ^ g))) + k[i] + w[i]; \
+	d += h; \
+	h += (ror(a, 2) ^ ror(a, 13) ^ ror(a, 22)) + ((a & b) | (c & (a | b))); \
+} while (0)
+
+static void block(uint32_t *state, const uint8_t *p)
 {
-	uint32_t w[64], v[8];
+	uint32_t w[64];
+	const uint32_t *words = (const uint32_t *)p; /* x86 reads at any address */
 	for (int i = 0; i < 16; i++)
-		w[i] = (uint32_t)p[4 * i] << 24 | p[4 * i + 1] << 16 | p[4 * i + 2] << 8 | p[4 * i + 3];
+		w[i] = __builtin_bswap32(words[i]);
 	for (int i = 16; i < 64; i++) {
-		uint32_t a = w[i - 15], b = w[i - 2];
-		w[i] = w[i - 16] + w[i - 7] + (ror(a, 7) ^ ror(a, 18) ^ a >> 3) + (ror(b, 17) ^ ror(b, 19) ^ b >> 10);
+		uint32_t s = w[i - 15], t = w[i - 2];
+		w[i] = w[i - 16] + w[i - 7] + (ror(s, 7) ^ ror(s, 18) ^ s >> 3) + (ror(t, 17) ^ ror(t, 19) ^ t >> 10);
 	}
-	for (int i = 0; i < 8; i++)
-		v[i] = h[i];
-	for (int i = 0; i < 64; i++) {
-		uint32_t a = v[0], e = v[4];
-		uint32_t t1 = v[7] + (ror(e, 6) ^ ror(e, 11) ^ ror(e, 25)) + (v[6] ^ (e & (v[5] ^ v[6]))) + k[i] + w[i];
-		uint32_t t2 = (ror(a, 2) ^ ror(a, 13) ^ ror(a, 22)) + ((a & v[1]) | (v[2] & (a | v[1])));
-		for (int j = 7; j > 0; j--)
-			v[j] = v[j - 1];
-		v[4] += t1;
-		v[0] = t1 + t2;
+	uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
+	uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
+	for (int i = 0; i < 64; i += 8) {
+		ROUND(a, b, c, d, e, f, g, h, i);
+		ROUND(h, a, b, c, d, e, f, g, i + 1);
+		ROUND(g, h, a, b, c, d, e, f, i + 2);
+		ROUND(f, g, h, a, b, c, d, e, i + 3);
+		ROUND(e, f, g, h, a, b, c, d, i + 4);
+		ROUND(d, e, f, g, h, a, b, c, i + 5);
+		ROUND(c, d, e, f, g, h, a, b, i + 6);
+		ROUND(b, c, d, e, f, g, h, a, i + 7);
 	}
-	for (int i = 0; i < 8; i++)
-		h[i] += v[i];
+	state[0] += a, state[1] += b, state[2] += c, state[3] += d;
+	state[4] += e, state[5] += f, state[6] += g, state[7] += h;
 }
 
 void sha256_start(struct sha256 *s)
