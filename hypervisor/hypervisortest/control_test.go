@@ -52,7 +52,7 @@ func TestSuiteSeesAFaultyDelivery(t *testing.T) {
 			}
 			s.start(t, l, g)
 			g.finish(t)
-			faults := compare(items, credentialsOldest, g.report(t))
+			faults := compare(items, credentialsOldest, s.offers(), g.report(t))
 			if name == "nothing" && len(faults) > 0 || name != "nothing" && len(faults) == 0 {
 				t.Errorf("faults %q", faults)
 			}

@@ -8,19 +8,54 @@ import (
 	"testing"
 
 	"github.com/vmcred/vmcred/credential"
+	"github.com/vmcred/vmcred/delivery"
 )
 
 // edge is a family of sets that grows with n, and has a largest that is taken.
 type edge struct {
 	name    string
+	where   func(oem, files *delivery.Offer) bool // nil: everywhere
 	systemd int
 	// items returns the set of size n. All up to the edge are taken, all above refused.
 	items func(n int) []item
 	most  int // a size that is certainly refused
+	exact int // the size that must be the largest, 0 if it is the driver's own
 }
 
 func filled(name string, n int) item {
 	return item{kind: credential.Secret, host: "host", guest: name, value: strings.Repeat("v", n)}
+}
+
+// hasFiles leaves out what an SMBIOS table alone cannot carry.
+func hasFiles(_, files *delivery.Offer) bool { return files != nil }
+
+// hasOneStructure is for families that end with it: several have other limits.
+func hasOneStructure(oem, files *delivery.Offer) bool {
+	return oem != nil && oem.Structs == 1 && files == nil
+}
+
+// many returns n items of this size, for a family.
+func many(size int, name func(int) string) func(int) []item {
+	return func(n int) []item {
+		var out []item
+		for i := range n {
+			it := filled(name(i), size)
+			it.host = fmt.Sprintf("host-%d", i)
+			out = append(out, it)
+		}
+		return out
+	}
+}
+
+// raw returns n+1 times this text, in OEM strings of at most part times.
+func raw(text string, part int) func(int) []item {
+	return func(n int) []item {
+		var out []item
+		for n++; n > 0; n -= part {
+			out = append(out, item{kind: credential.OEMString, value: strings.Repeat(text, min(n, part))})
+		}
+		return out
+	}
 }
 
 // edges are those of SMBIOS, of fw_cfg, of names and of the guest. Names of 40
@@ -30,78 +65,75 @@ func edges() []edge {
 	one := func(name string) func(int) []item {
 		return func(n int) []item { return []item{filled(name, n)} }
 	}
-	many := func(size int, name func(int) string) func(int) []item {
-		return func(n int) []item {
-			var out []item
-			for i := range n {
-				it := filled(name(i), size)
-				it.host = fmt.Sprintf("host-%d", i)
-				out = append(out, it)
-			}
-			return out
-		}
+	named := func(size int) func(int) []item {
+		return func(n int) []item { return one(strings.Repeat("n", n+1))(size) }
 	}
-	oldest := credentialsOldest
+	numbered := func(i int) string { return fmt.Sprintf("N%d", i) }
+	longNumbered := func(i int) string { return fmt.Sprintf("N%03d%s", i, strings.Repeat("n", 251)) }
+	sum := func(n int) []item { return append(many(100_000, numbered)(10), filled("last", n)) }
+	oldest, newer := credentialsOldest, wholeStructures
 	return []edge{
-		{"one string, old guest", oldest, one(long), 5000},
-		{"one string, new guest", wholeStructures, one(long), 100_000},
-		{"one value by any channel, old guest", oldest, one("short"), guestBytes + 2},
-		{"one value by any channel, new guest", wholeStructures, one("short"), guestBytes + 2},
-		{"an OEM string, old guest", oldest, func(n int) []item {
-			return []item{{kind: credential.OEMString, value: strings.Repeat("o", n+1)}}
-		}, 5000},
-		{"an OEM string, new guest", wholeStructures, func(n int) []item {
-			return []item{{kind: credential.OEMString, value: strings.Repeat("o", n+1)}}
-		}, 100_000},
-		{"the table full of strings", oldest, func(n int) []item {
-			var out []item
-			for n++; n > 0; n -= 4000 {
-				out = append(out, item{kind: credential.OEMString, value: strings.Repeat("o", min(n, 4000))})
-			}
-			return out
-		}, 100_000},
-		{"the length of a name", oldest, func(n int) []item { return one(strings.Repeat("n", n+1))(1) }, 300},
-		{"the length of a name for fw_cfg", oldest, func(n int) []item { return one(strings.Repeat("n", n+1))(5000) }, 300},
-		{"the number of values", oldest, many(1, func(i int) string { return fmt.Sprintf("N%d", i) }), 300},
-		{"the number of values with long names", wholeStructures, many(1, func(i int) string {
-			return fmt.Sprintf("N%03d%s", i, strings.Repeat("n", 251))
-		}), 300},
-		{"the number of empty values", oldest, many(0, func(i int) string { return fmt.Sprintf("N%d", i) }), 1100},
-		{"the sum of all values", oldest, func(n int) []item {
-			return append(many(100_000, func(i int) string { return fmt.Sprintf("N%d", i) })(10), filled("last", n))
-		}, 60_000},
+		{name: "one string, old guest", systemd: oldest, items: one(long), most: 5000},
+		{name: "one string, new guest", systemd: newer, items: one(long), most: 100_000},
+		{name: "one value by any channel, old guest", where: hasFiles, systemd: oldest, items: one("short"), most: guestBytes + 2},
+		{name: "one value by any channel, new guest", where: hasFiles, systemd: newer, items: one("short"), most: guestBytes + 2},
+		{name: "an OEM string, old guest", systemd: oldest, items: raw("o", 1<<20), most: 5000},
+		{name: "an OEM string, new guest", systemd: newer, items: raw("o", 1<<20), most: 100_000},
+		{name: "the table full of strings", systemd: oldest, items: raw("o", 4000), most: 100_000},
+		{name: "the length of a name", systemd: oldest, items: named(1), most: 300},
+		{name: "the length of a name for fw_cfg", where: hasFiles, systemd: oldest, items: named(5000), most: 300},
+		{name: "the number of values", systemd: oldest, items: many(1, numbered), most: 300},
+		{name: "the number of values with long names", systemd: newer, items: many(1, longNumbered), most: 300},
+		{name: "the number of empty values", systemd: oldest, items: many(0, numbered), most: 1100},
+		{name: "the sum of all values", where: hasFiles, systemd: oldest, items: sum, most: 60_000},
+		{
+			name: "the number of strings", where: hasOneStructure, systemd: oldest,
+			items: func(n int) []item { return raw("o", 1)(n - 1) }, most: 300, exact: structureStrings,
+		},
+		{name: "the structure full of strings", where: hasOneStructure, systemd: newer, items: raw("o", 4000), most: 100_000},
+		{name: "the structure full of what JSON escapes", where: hasOneStructure, systemd: newer, items: raw("\x01", 400), most: 100_000},
+		{name: "the structure full of quotes", where: hasOneStructure, systemd: newer, items: raw(`"\`, 900), most: 100_000},
 	}
 }
 
 // testEdges finds the largest set of each family that is taken, sees it arrive
 // bit-exact, and the next one refused.
 func (s *suite) testEdges(t *testing.T) {
-	offers := s.driver.Offers(s.spec(""), s.info)
+	offers := s.offers()
+	table, files := channels(offers)
 	for _, e := range edges() {
-		t.Run(e.name, func(t *testing.T) {
-			taken := func(n int) bool { return refusalOf(e.items(n), e.systemd, offers) == "" }
-			if !taken(0) {
-				t.Fatalf("the smallest set is refused: %s", refusalOf(e.items(0), e.systemd, offers))
-			}
-			low, high := 0, e.most // low is taken, high refused
-			if taken(high) {
-				t.Fatalf("size %d is not refused", high)
-			}
-			for high-low > 1 {
-				if mid := (low + high) / 2; taken(mid) {
-					low = mid
-				} else {
-					high = mid
-				}
-			}
-			t.Logf("size %d is taken, %d is not: %s", low, high, refusalOf(e.items(high), e.systemd, offers))
-			if v, why := judge(e.items(high), e.systemd, offers); v == mustTake {
-				t.Errorf("size %d is refused, but %s", high, why)
-			}
-			if v, why := judge(e.items(low), e.systemd, offers); v == mustLeave {
-				t.Fatalf("size %d is taken, but %s", low, why)
-			}
-			s.deliver(t, e.items(low), e.systemd)
-		})
+		if e.where != nil && !e.where(table, files) {
+			continue
+		}
+		t.Run(e.name, func(t *testing.T) { s.edge(t, e, offers) })
 	}
+}
+
+func (s *suite) edge(t *testing.T, e edge, offers []delivery.Offer) {
+	refusal := func(n int) string { return refusalOf(e.items(n), e.systemd, offers) }
+	if why := refusal(0); why != "" {
+		t.Fatalf("the smallest set is refused: %s", why)
+	}
+	low, high := 0, e.most // low is taken, high refused
+	if refusal(high) == "" {
+		t.Fatalf("size %d is not refused", high)
+	}
+	for high-low > 1 {
+		if mid := (low + high) / 2; refusal(mid) == "" {
+			low = mid
+		} else {
+			high = mid
+		}
+	}
+	t.Logf("size %d is taken, %d is not: %s", low, high, refusal(high))
+	if e.exact > 0 && low != e.exact {
+		t.Errorf("size %d is the largest, want %d", low, e.exact)
+	}
+	if v, why := judge(e.items(high), e.systemd, offers); v == mustTake {
+		t.Errorf("size %d is refused, but %s", high, why)
+	}
+	if v, why := judge(e.items(low), e.systemd, offers); v == mustLeave {
+		t.Fatalf("size %d is taken, but %s", low, why)
+	}
+	s.deliver(t, e.items(low), e.systemd)
 }

@@ -14,6 +14,7 @@ import (
 type generator struct {
 	*rand.Rand
 	names int
+	small bool // for a guest that computes slowly: 1,000 sets in a few minutes
 }
 
 func newGenerator(seed, set uint64) *generator {
@@ -28,9 +29,9 @@ func pick[T any](g *generator, of ...T) T { return of[g.IntN(len(of))] }
 // set returns up to 260 items and the version of the guest's systemd.
 func (g *generator) set() (items []item, systemd int) {
 	systemd = pick(g, credentialsOldest, wholeStructures)
-	n := pick(g, 1, 3, 3, g.IntN(20), g.IntN(20), g.IntN(60))
-	if g.chance(25) {
-		n = pick(g, 255, 256, 257, 100+g.IntN(160))
+	n := g.count()
+	if g.small && n > 60 {
+		systemd = wholeStructures // in one structure, an old guest never gets as many
 	}
 	for range n {
 		items = append(items, g.item(n))
@@ -45,11 +46,27 @@ func (g *generator) set() (items []item, systemd int) {
 	return items, systemd
 }
 
+// count is the number of items.
+func (g *generator) count() int {
+	switch {
+	case g.small && g.chance(50):
+		return pick(g, 255, 255, 256, 100+g.IntN(156))
+	case g.small:
+		return pick(g, 1, 3, 3, g.IntN(12), g.IntN(20))
+	case g.chance(25):
+		return pick(g, 255, 256, 257, 100+g.IntN(160))
+	}
+	return pick(g, 1, 3, 3, g.IntN(20), g.IntN(20), g.IntN(60))
+}
+
 func (g *generator) item(n int) item {
 	switch g.IntN(8) {
 	case 0:
 		return item{kind: credential.Static, guest: g.name(), value: g.value(g.size(n))}
 	case 1:
+		if g.small {
+			return item{kind: credential.OEMString, value: g.smallString()}
+		}
 		return item{kind: credential.OEMString, value: g.oemString(1 + g.IntN(80))}
 	}
 	name := g.name()
@@ -68,6 +85,9 @@ func (g *generator) name() string {
 	case 2:
 		s += strings.Repeat("G", fwCfgKey-len(fwCfgPrefix)-len(s)+1)
 	case 3:
+		if g.small && !g.chance(20) { // or a set of many would never be taken
+			return s + pick(g, ",", " ", `"`, `\`, "'", "%", "*", "..", "~", "{}", "#")
+		}
 		s += pick(g, ",", ",,", " ", `"`, `\`, "'", "%", "=", "$HOME", "a=b", "*", "..", "~", "{}", "#")
 	default:
 		s += strings.Repeat("_X", g.IntN(8))
@@ -77,6 +97,12 @@ func (g *generator) name() string {
 
 // size: most are short, and the limits are met to the byte. Many items stay small.
 func (g *generator) size(n int) int {
+	switch {
+	case g.small && n > 60:
+		return pick(g, 0, 1, 1, 2, g.IntN(8))
+	case g.small:
+		return pick(g, 0, 1, 2, 3, g.IntN(16), 32, 44, g.IntN(100))
+	}
 	if n > 60 {
 		return pick(g, 0, 1, 1, 32, 44, g.IntN(200))
 	}
@@ -127,6 +153,15 @@ func (g *generator) oemString(n int) string {
 		return strings.Repeat("o", pick(g, 4089, 4090, 4096))
 	}
 	return strings.ReplaceAll(g.value(n), "\x00", "0")
+}
+
+// smallString is mostly UTF-8: where strings travel in JSON it must be.
+func (g *generator) smallString() string {
+	if g.chance(60) {
+		return g.oemString(1 + g.IntN(40))
+	}
+	text := pick(g, "a", ",", "\n", "ß€𝄞\u0301", `"\`, "\x01\x1b\x7f\t\r", "QUJD=", " ", "\u2028<&>", "\xef\xbf\xbd")
+	return strings.Repeat(text, 1+g.IntN(3))
 }
 
 // bad is an item that makes its set one to refuse.

@@ -36,7 +36,7 @@ func (g *guest) wantKinds(t *testing.T, want ...hypervisor.EventKind) {
 
 func (s *suite) wantExact(t *testing.T, g *guest, items []item) {
 	t.Helper()
-	for _, fault := range compare(items, credentialsOldest, g.report(t)) {
+	for _, fault := range compare(items, credentialsOldest, s.offers(), g.report(t)) {
 		t.Error(fault)
 	}
 }

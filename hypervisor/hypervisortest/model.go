@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/vmcred/vmcred/credential"
+	"github.com/vmcred/vmcred/delivery"
 	"github.com/vmcred/vmcred/hypervisor/hypervisortest/probe"
 	"github.com/vmcred/vmcred/secret"
 )
@@ -124,9 +125,9 @@ func (f *found) takeFile(it item) bool {
 
 // compare lists what is wrong with a report: each item must be there exactly
 // once and bit-exact, and nothing else.
-func compare(items []item, systemd int, r *probe.Report) []string {
+func compare(items []item, systemd int, offers []delivery.Offer, r *probe.Report) []string {
 	f := newFound(r)
-	faults := structureFaults(r, systemd)
+	faults := structureFaults(r, systemd, structuresOf(offers))
 	lastRaw := -1
 	for _, it := range items {
 		at := -1
@@ -157,10 +158,22 @@ func compare(items []item, systemd int, r *probe.Report) []string {
 	return faults
 }
 
+// structuresOf is how many structures the driver can make, 0 for as many as it likes.
+func structuresOf(offers []delivery.Offer) int {
+	if oem, _ := channels(offers); oem != nil {
+		return oem.Structs
+	}
+	return 0
+}
+
 // structureFaults checks the table itself: an old guest reads a page of each
-// structure, a new one believes the count byte.
-func structureFaults(r *probe.Report, systemd int) []string {
+// structure, a new one believes the count byte. Who can make several keeps each
+// within a page, so that a guest older than it says loses little.
+func structureFaults(r *probe.Report, systemd, most int) []string {
 	var faults []string
+	if n := len(r.OEM()); most > 0 && n > most {
+		faults = append(faults, fmt.Sprintf("%d structures, and %d are on offer", n, most))
+	}
 	for _, s := range r.OEM() {
 		bytes := uint32(6)
 		for _, v := range s.Strings {
@@ -176,7 +189,7 @@ func structureFaults(r *probe.Report, systemd int) []string {
 		if s.Bytes > pageOfSysfs && systemd < wholeStructures {
 			faults = append(faults, where+fmt.Sprintf("has %d bytes, and systemd %d reads %d", s.Bytes, systemd, pageOfSysfs))
 		}
-		if s.Bytes > pageOfSysfs && len(s.Strings) != 1 {
+		if s.Bytes > pageOfSysfs && len(s.Strings) != 1 && most != 1 {
 			faults = append(faults, where+fmt.Sprintf("has %d bytes and %d strings", s.Bytes, len(s.Strings)))
 		}
 	}

@@ -50,7 +50,7 @@ func TestCompareTakesWhatIsRight(t *testing.T) {
 			map[string]string{"opt/io.systemd.credentials/KEY": "a\x00secret"}),
 	}
 	for name, r := range cases {
-		if faults := compare(items, 252, r); len(faults) > 0 {
+		if faults := compare(items, 252, nil, r); len(faults) > 0 {
 			t.Errorf("%s: %q", name, faults)
 		}
 	}
@@ -101,7 +101,7 @@ func TestCompareSees(t *testing.T) {
 		}), "too many"},
 	}
 	for name, c := range cases {
-		faults := compare(items, 252, c.r)
+		faults := compare(items, 252, nil, c.r)
 		if !slices.ContainsFunc(faults, func(f string) bool { return strings.Contains(f, c.says) }) {
 			t.Errorf("%s: faults %q, none with %q", name, faults, c.says)
 		}
@@ -116,15 +116,15 @@ func TestCompareKnowsTheGuestsPage(t *testing.T) {
 		it      item
 		faults  int
 	}{{252, one, 0}, {252, two, 1}, {256, two, 1}, {257, two, 0}} {
-		if f := compare([]item{c.it}, c.systemd, arrived([][]string{{c.it.value}}, nil)); len(f) != c.faults {
+		if f := compare([]item{c.it}, c.systemd, nil, arrived([][]string{{c.it.value}}, nil)); len(f) != c.faults {
 			t.Errorf("systemd %d, %s: %q", c.systemd, c.it.label(), f)
 		}
 	}
 	pair := arrived([][]string{{two.value, "raw"}}, nil)
-	if f := compare([]item{two, rawItem}, 257, pair); len(f) != 1 {
+	if f := compare([]item{two, rawItem}, 257, nil, pair); len(f) != 1 {
 		t.Errorf("two strings in a long structure: %q", f)
 	}
-	if f := compare([]item{{kind: credential.Secret, guest: "A=B", value: "x"}}, 257,
+	if f := compare([]item{{kind: credential.Secret, guest: "A=B", value: "x"}}, 257, nil,
 		arrived([][]string{{"io.systemd.credential.binary:A=B=eA=="}}, nil)); len(f) == 0 {
 		t.Error("a name that ends at its own \"=\" was taken")
 	}

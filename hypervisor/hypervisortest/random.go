@@ -53,7 +53,9 @@ func (s *suite) testRandom(t *testing.T) {
 }
 
 func (s *suite) randomSet(t *testing.T, seed, n uint64, total *tally) {
-	items, systemd := newGenerator(seed, n).set()
+	g := newGenerator(seed, n)
+	g.small = s.SlowGuest
+	items, systemd := g.set()
 	again := fmt.Sprintf("VMCRED_SEED=%d VMCRED_SET=%d, %d items for systemd %d", seed, n, len(items), systemd)
 	spec := s.spec("")
 	offers := s.driver.Offers(spec, s.info)
@@ -87,7 +89,7 @@ func (s *suite) deliver(t *testing.T, items []item, systemd int) *probe.Report {
 	s.start(t, l, g)
 	g.finish(t)
 	r := g.report(t)
-	for _, fault := range compare(items, systemd, r) {
+	for _, fault := range compare(items, systemd, s.offers(), r) {
 		t.Error(fault)
 	}
 	return r

@@ -20,6 +20,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/vmcred/vmcred/delivery"
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/hypervisortest/probe"
 	"github.com/vmcred/vmcred/internal/launch"
@@ -35,8 +36,11 @@ type Factory struct {
 	// CPU, 128 MiB, the probe guest as kernel and its console on Launch.Console.
 	Spec func(*vm.Spec)
 	// WithoutValues returns an argument vector of Driver.Command without the
-	// options that carry credentials.
+	// options that carry credentials; nil: no argument carries any.
 	WithoutValues func(argv []string) []string
+	// SlowGuest says that the probe guest computes slowly under this VMM, as
+	// where KVM emulates each instruction: the random sets are of small values.
+	SlowGuest bool
 	// Identity is the user the VMMs run as; nil: the test's own.
 	Identity *launch.Identity
 }
@@ -129,6 +133,9 @@ func (s *suite) spec(words string) *vm.Spec {
 	}
 	return spec
 }
+
+// offers are those for the suite's VM.
+func (s *suite) offers() []delivery.Offer { return s.driver.Offers(s.spec(""), s.info) }
 
 // publicDir is a directory that another user may read; t.TempDir is not always.
 func publicDir(t *testing.T) string {

@@ -110,6 +110,9 @@ func neverArrives(it item) string {
 // half of a channel is enough to be sure.
 func fits(items []item, systemd int, offers []delivery.Offer) (verdict, string) {
 	oem, files := channels(offers)
+	if hasOneStructure(oem, files) {
+		return fitsOne(items, systemd, oem)
+	}
 	if oem == nil || oem.Structs > 0 || oem.Items > 0 {
 		return either, ""
 	}
