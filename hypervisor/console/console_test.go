@@ -145,6 +145,9 @@ func TestPipeToFile(t *testing.T) {
 			t.Fatal(err)
 		}
 		vmm(t, con, id, text)
+		if err := con.log.Close(); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("the file was left open: %v", err)
+		}
 		if got.String() != "" {
 			t.Errorf("also to the writer: %q", got.String())
 		}
@@ -185,9 +188,19 @@ func TestPipeHeld(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(held)
 	con.Started()
-	con.Finish(time.Millisecond)
+	ended := make(chan struct{})
+	go func() {
+		con.Finish(time.Millisecond)
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("the end waits for whoever holds the pipe")
+	}
+	_ = unix.Close(held)
+	<-ended
 }
 
 // TestAppender: a disk that was full for a while costs what it did not take.
