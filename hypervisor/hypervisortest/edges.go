@@ -105,26 +105,15 @@ func (s *suite) testEdges(t *testing.T) {
 		if e.where != nil && !e.where(table, files) {
 			continue
 		}
-		t.Run(e.name, func(t *testing.T) { s.edge(t, e, offers) })
+		t.Run(e.name, func(t *testing.T) { s.deliver(t, e.check(t, offers), e.systemd) })
 	}
 }
 
-func (s *suite) edge(t *testing.T, e edge, offers []delivery.Offer) {
+// check returns the largest set that is taken, and sees that it is as it must be.
+func (e edge) check(t *testing.T, offers []delivery.Offer) []item {
+	t.Helper()
 	refusal := func(n int) string { return refusalOf(e.items(n), e.systemd, offers) }
-	if why := refusal(0); why != "" {
-		t.Fatalf("the smallest set is refused: %s", why)
-	}
-	low, high := 0, e.most // low is taken, high refused
-	if refusal(high) == "" {
-		t.Fatalf("size %d is not refused", high)
-	}
-	for high-low > 1 {
-		if mid := (low + high) / 2; refusal(mid) == "" {
-			low = mid
-		} else {
-			high = mid
-		}
-	}
+	low, high := e.limit(t, refusal)
 	t.Logf("size %d is taken, %d is not: %s", low, high, refusal(high))
 	if e.exact > 0 && low != e.exact {
 		t.Errorf("size %d is the largest, want %d", low, e.exact)
@@ -135,5 +124,25 @@ func (s *suite) edge(t *testing.T, e edge, offers []delivery.Offer) {
 	if v, why := judge(e.items(low), e.systemd, offers); v == mustLeave {
 		t.Fatalf("size %d is taken, but %s", low, why)
 	}
-	s.deliver(t, e.items(low), e.systemd)
+	return e.items(low)
+}
+
+// limit returns the largest size that is taken, and the next.
+func (e edge) limit(t *testing.T, refusal func(n int) string) (low, high int) {
+	t.Helper()
+	if why := refusal(0); why != "" {
+		t.Fatalf("the smallest set is refused: %s", why)
+	}
+	if refusal(e.most) == "" {
+		t.Fatalf("size %d is not refused", e.most)
+	}
+	low, high = 0, e.most
+	for high-low > 1 {
+		if mid := (low + high) / 2; refusal(mid) == "" {
+			low = mid
+		} else {
+			high = mid
+		}
+	}
+	return low, high
 }

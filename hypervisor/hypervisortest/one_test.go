@@ -93,6 +93,22 @@ func TestJudgeOneStructureAgrees(t *testing.T) {
 	}
 }
 
+// The families' limits, without a VM: the number of strings is exact.
+func TestEdgesOfOneStructure(t *testing.T) {
+	offers := oneStructure()
+	table, files := channels(offers)
+	ran := 0
+	for _, e := range edges() {
+		if e.where == nil || e.where(table, files) {
+			t.Run(e.name, func(t *testing.T) { e.check(t, offers) })
+			ran++
+		}
+	}
+	if ran == 0 || ran == len(edges()) {
+		t.Errorf("%d of %d families make sense", ran, len(edges()))
+	}
+}
+
 func TestEscapedLenHoldsWhatJSONTakes(t *testing.T) {
 	for _, s := range []string{"", "plain", `a"b\c`, "\n\t\r\x01\x1f", "ß€𝄞", "\x7f"} {
 		b, err := json.Marshal(s)
