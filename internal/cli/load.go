@@ -15,6 +15,7 @@ import (
 
 	"github.com/vmcred/vmcred/config"
 	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/hypervisor/cloudhypervisor"
 	"github.com/vmcred/vmcred/hypervisor/qemu"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/runner"
@@ -44,7 +45,8 @@ func refusedError(err error) error {
 // driver returns the driver for the VM's hypervisor.
 func (a *app) driver(spec *vm.Spec, root string) (hypervisor.Driver, error) {
 	drivers := map[string]hypervisor.Driver{
-		"qemu": qemu.New(qemu.Options{CacheDir: root}),
+		"cloud-hypervisor": cloudhypervisor.New(cloudhypervisor.Options{CacheDir: root}),
+		"qemu":             qemu.New(qemu.Options{CacheDir: root}),
 	}
 	if d, ok := drivers[spec.Hypervisor]; ok {
 		return d, nil

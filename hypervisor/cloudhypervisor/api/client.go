@@ -80,9 +80,17 @@ func (c *Client) Put(ctx context.Context, path string, body secret.Rope) error {
 	return err
 }
 
+// PutFiles sends a JSON body that holds no value, and descriptors with it
+// (SCM_RIGHTS in unix(7)). The files stay the caller's.
+func (c *Client) PutFiles(ctx context.Context, path string, body []byte, files ...*os.File) error {
+	_, err := c.do(ctx, request{method: "PUT", path: path, body: secret.Rope{{Text: string(body)}}, files: files})
+	return err
+}
+
 type request struct {
 	method, path string
 	body         secret.Rope
+	files        []*os.File
 }
 
 func (r request) rope() secret.Rope {
@@ -129,7 +137,7 @@ func (c *Client) limit(ctx context.Context) (stop func()) {
 }
 
 func (c *Client) exchange(r request) ([]byte, error) {
-	if _, err := r.rope().WriteTo(c.f); err != nil {
+	if err := c.send(r); err != nil {
 		return nil, err
 	}
 	status, body, err := c.answer(r.body != nil)
@@ -140,6 +148,23 @@ func (c *Client) exchange(r request) ([]byte, error) {
 		return body, nil
 	}
 	return nil, &StatusError{Path: r.path, Status: status, Text: words(body)}
+}
+
+func (c *Client) send(r request) error {
+	rope := r.rope()
+	if len(r.files) == 0 {
+		_, err := rope.WriteTo(c.f)
+		return err
+	}
+	var public []byte
+	for _, p := range rope {
+		public = append(public, p.Text...)
+	}
+	n, err := sendFiles(c.f, public, r.files)
+	if err == nil && n < len(public) {
+		_, err = c.f.Write(public[n:])
+	}
+	return err
 }
 
 // answer reads one response. With forget the body is read and wiped.

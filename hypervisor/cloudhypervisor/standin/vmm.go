@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 )
 
 // vmm is the process: at most one configuration, at most one VM.
@@ -149,6 +150,10 @@ func (v *vmm) guestEnded(g *guest, how ending) {
 	}
 }
 
+// resetTime is how long a machine takes to build its devices anew. The real one's
+// guest takes some of that time, too, before it says a word.
+const resetTime = 200 * time.Millisecond
+
 func (v *vmm) again() error {
 	v.events.say("vm", "rebooting")
 	if !v.owned {
@@ -160,6 +165,7 @@ func (v *vmm) again() error {
 	if err := v.load(); err != nil {
 		return err
 	}
+	<-time.After(resetTime)
 	v.run()
 	v.events.say("vm", "rebooted")
 	return nil

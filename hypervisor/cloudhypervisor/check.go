@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cloudhypervisor
+
+import (
+	"fmt"
+	"runtime"
+	"strings"
+
+	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/hypervisor/hostcheck"
+	"github.com/vmcred/vmcred/internal/launch"
+	"github.com/vmcred/vmcred/vm"
+)
+
+// maxCPUs is what cloud-hypervisor takes on x86-64 without an IOMMU for interrupts.
+const maxCPUs = 254
+
+const kvmDevice = "/dev/kvm"
+
+// Check lists what this driver cannot do, and what of the specification is not
+// on this host. It reads no file; who may open what is CheckAccess.
+func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
+	c := hostcheck.New(spec)
+	if runtime.GOARCH != "amd64" {
+		c.Fault("hypervisor", "cloud-hypervisor has no SMBIOS strings on "+runtime.GOARCH, "use another hypervisor there")
+	}
+	if spec.CPUs < 1 || spec.CPUs > maxCPUs {
+		c.Fault("cpus", fmt.Sprintf("cloud-hypervisor takes 1 to %d CPUs, not %d", maxCPUs, spec.CPUs), "")
+	}
+	if spec.Memory < 1<<20 || spec.Memory%(1<<20) != 0 {
+		c.Fault("memory", fmt.Sprintf("%d bytes is no whole number of MiB", spec.Memory), "")
+	}
+	notYet(c, spec)
+	c.Boot()
+	c.Disks()
+	c.Interfaces("cloud-hypervisor")
+	c.ConsoleFile()
+	if v := parseInfo(info); v.less(tested) {
+		c.Warn("hypervisor", fmt.Sprintf("cloud-hypervisor %s is older than %s, the oldest that is tested", v, tested), "")
+	}
+	if strings.HasPrefix(info.Why, noKVM) {
+		c.Warn("hypervisor", info.Why, "use a host with KVM, or hypervisor: qemu, which has software emulation")
+	}
+	return c.Problems()
+}
+
+// notYet refuses by name what the file may say and this driver cannot do.
+func notYet(c *hostcheck.Checker, spec *vm.Spec) {
+	const name = " with cloud-hypervisor yet"
+	if len(spec.Shares) > 0 {
+		c.Fault("shares", "shared directories are not supported"+name, "use a disk")
+	}
+	if spec.Vsock != nil {
+		c.Fault("vsock", "vsock is not supported"+name, "")
+	}
+	if spec.Notify == vm.NotifyGuest {
+		c.Fault("notify", "waiting for the guest's READY=1 is not supported"+name, `use "boot"`)
+	}
+	if spec.Console.Mode == vm.ConsoleSocket {
+		c.Fault("console", "a console's socket is not supported"+name, "use stdout or a file")
+	}
+}
+
+// CheckAccess implements [hypervisor.AccessChecker].
+func (d *Driver) CheckAccess(spec *vm.Spec, _ hypervisor.Info, id *launch.Identity) []vm.Problem {
+	devices := []hostcheck.Device{{Field: "hypervisor", Path: kvmDevice, Hint: "cloud-hypervisor needs KVM: add the user to the group kvm"}}
+	return hostcheck.Access(spec, devices, id)
+}
