@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package cloudhypervisor_test
+package cloudhypervisor
 
 import (
 	"errors"
@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"github.com/vmcred/vmcred/hypervisor"
-	"github.com/vmcred/vmcred/hypervisor/cloudhypervisor"
 	"github.com/vmcred/vmcred/hypervisor/cloudhypervisor/standin"
 	"github.com/vmcred/vmcred/hypervisor/hypervisortest"
 	"github.com/vmcred/vmcred/internal/launch"
@@ -34,7 +33,7 @@ func TestSuite(t *testing.T) {
 	f := factory()
 	f.SlowGuest = true
 	f.Driver = func(t *testing.T) hypervisor.Driver {
-		return cloudhypervisor.New(cloudhypervisor.Options{CacheDir: t.TempDir()})
+		return New(Options{CacheDir: t.TempDir()})
 	}
 	hypervisortest.Run(t, f)
 }
@@ -44,7 +43,7 @@ func TestSuiteOnStandIn(t *testing.T) {
 	kvmAsUdevHasIt(t)
 	f := factory()
 	f.Driver = func(t *testing.T) hypervisor.Driver {
-		return cloudhypervisor.New(cloudhypervisor.Options{Path: vmm(t), CacheDir: t.TempDir()})
+		return New(Options{Path: vmm(t), CacheDir: t.TempDir()})
 	}
 	hypervisortest.Run(t, f)
 }
