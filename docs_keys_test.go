@@ -12,6 +12,7 @@ import (
 
 	"github.com/vmcred/vmcred/config"
 	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/hypervisor/cloudhypervisor"
 	"github.com/vmcred/vmcred/hypervisor/qemu"
 	"github.com/vmcred/vmcred/vm"
 )
@@ -205,6 +206,22 @@ func TestChannelsAreDocumented(t *testing.T) {
 		if need := strings.Fields(offers[i].Needs)[0]; !strings.Contains(rows[i][2], need) {
 			t.Errorf("docs/hypervisors.md: %s needs %s", rows[i][0], need)
 		}
+	}
+}
+
+func TestChannelsOfCloudHypervisorAreDocumented(t *testing.T) {
+	s, problems := config.Parse("/x/a.yaml", []byte(leastFile))
+	if s == nil {
+		t.Fatal(problems)
+	}
+	offers := cloudhypervisor.New(cloudhypervisor.Options{}).Offers(s, hypervisor.Info{Version: "53.0.0"})
+	rows := readPage(t, "docs/hypervisors.md").table("What cloud-hypervisor carries")
+	if len(rows) != 1 || len(offers) != 1 {
+		t.Fatalf("docs/hypervisors.md has %d channels, the driver %d", len(rows), len(offers))
+	}
+	got := sizes.FindAllString(rows[0][1], -1)
+	if want := append([]string{fmt.Sprint(offers[0].Items)}, sizes.FindAllString(offers[0].Why, -1)...); !slices.Equal(got, want) {
+		t.Errorf("docs/hypervisors.md gives %q, the driver %q", got, want)
 	}
 }
 
