@@ -71,7 +71,7 @@ func configOf(spec *vm.Spec, v version, serial string) vmConfig {
 	}
 	for _, d := range spec.Disks {
 		disk := diskConfig{Path: d.Path, ReadOnly: d.ReadOnly, Serial: d.Serial}
-		if !v.less(imageTypes) {
+		if !v.Less(imageTypes) {
 			disk.ImageType = map[string]string{"": "Raw", "raw": "Raw", "qcow2": "Qcow2"}[d.Format]
 		}
 		c.Disks = append(c.Disks, disk)

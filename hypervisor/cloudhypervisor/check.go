@@ -36,7 +36,7 @@ func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 	c.Disks()
 	c.Interfaces("cloud-hypervisor")
 	c.ConsoleFile()
-	if v := parseInfo(info); v.less(tested) {
+	if v := parseInfo(info); v.Less(tested) {
 		c.Warn("hypervisor", fmt.Sprintf("cloud-hypervisor %s is older than %s, the oldest that is tested", v, tested), "")
 	}
 	if strings.HasPrefix(info.Why, noKVM) {

@@ -3,11 +3,8 @@
 package cloudhypervisor
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"strconv"
-	"strings"
 
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/console"
@@ -43,7 +40,7 @@ func (d *Driver) Probe(ctx context.Context) (hypervisor.Info, error) {
 	if err != nil {
 		return hypervisor.Info{}, err
 	}
-	if v.less(oldest) {
+	if v.Less(oldest) {
 		return hypervisor.Info{}, &hypervisor.Error{
 			Message: fmt.Sprintf("%s is cloud-hypervisor %s, and %s is the oldest that works here", path, v, oldest),
 			Cure:    "install a newer one",
@@ -64,38 +61,13 @@ func (d *Driver) Probe(ctx context.Context) (hypervisor.Info, error) {
 // emulation to fall back to.
 const noKVM = "KVM, which cannot boot an operating system here: "
 
-// version is cloud-hypervisor's: major, minor, patch.
-type version [3]int
-
-func (v version) String() string { return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[2]) }
-
-func (v version) less(o version) bool {
-	for i := range v {
-		if v[i] != o[i] {
-			return v[i] < o[i]
-		}
-	}
-	return false
-}
-
 // versionLine begins the answer to --version: "cloud-hypervisor v53.0".
 const versionLine = "cloud-hypervisor v"
 
-func parseVersion(line []byte) (version, error) {
-	rest, ok := bytes.CutPrefix(line, []byte(versionLine))
-	number, _, _ := strings.Cut(string(bytes.TrimSpace(rest)), "-") // v53.0-dirty
-	var v version
-	parts := strings.Split(number, ".")
-	ok = ok && len(parts) >= 2 && len(parts) <= len(v)
-	for i := 0; ok && i < len(parts); i++ {
-		n, err := strconv.ParseUint(parts[i], 10, 16)
-		v[i], ok = int(n), err == nil
-	}
-	if !ok {
-		return version{}, fmt.Errorf("its version reads %s", strconv.QuoteToASCII(console.OneLine(string(line))))
-	}
-	return v, nil
-}
+// version is cloud-hypervisor's: major, minor, patch.
+type version = program.Version
+
+func parseVersion(line []byte) (version, error) { return program.ParseVersion(versionLine, line) }
 
 // parseInfo reads Info.Version back, which may come from a test.
 func parseInfo(info hypervisor.Info) version {

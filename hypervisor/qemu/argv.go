@@ -90,7 +90,7 @@ func machineType(info hypervisor.Info, accel string) string {
 	m := "q35,accel=" + accel + ",dump-guest-core=off,mem-merge=off,vmport=off,smm=off"
 	// Before 8.1 nothing else is the default; later QEMU would pick the 64-bit
 	// entry point for a large table, and SeaBIOS cut it.
-	if !parseInfo(info).less(version{8, 1, 0}) {
+	if !parseInfo(info).Less(version{8, 1, 0}) {
 		m += ",smbios-entry-point-type=32"
 	}
 	return m

@@ -70,7 +70,7 @@ func checkMachine(c *hostcheck.Checker, spec *vm.Spec, info hypervisor.Info) {
 	if spec.Memory < 1<<20 || spec.Memory%(1<<20) != 0 {
 		c.Fault("memory", fmt.Sprintf("%d bytes is no whole number of MiB", spec.Memory), "")
 	}
-	if v := parseInfo(info); v.less(tested) {
+	if v := parseInfo(info); v.Less(tested) {
 		c.Warn("hypervisor", fmt.Sprintf("QEMU %s is older than %s, the oldest that is tested", v, tested), "")
 	}
 }

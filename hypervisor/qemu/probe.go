@@ -3,10 +3,8 @@
 package qemu
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"strconv"
 
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/console"
@@ -36,7 +34,7 @@ func (d *Driver) Probe(ctx context.Context) (hypervisor.Info, error) {
 		return hypervisor.Info{}, err
 	}
 	v, _ := parseVersion([]byte(line)) // a valid one
-	if v.less(oldest) {
+	if v.Less(oldest) {
 		return hypervisor.Info{}, &Error{
 			Message: fmt.Sprintf("%s is QEMU %s, and %s is the oldest that works here", path, v, oldest),
 			Cure:    "install a newer qemu-system-x86 (Debian 12 has 7.2)",
@@ -68,47 +66,14 @@ func accelerator(r kvm.Result) (accel, why string) {
 	return "tcg", emulated + console.OneLine(r.Why)
 }
 
-// version is QEMU's version: major, minor, micro.
-type version [3]int
-
-func (v version) String() string { return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[2]) }
-
-func (v version) less(o version) bool {
-	for i := range v {
-		if v[i] != o[i] {
-			return v[i] < o[i]
-		}
-	}
-	return false
-}
-
 // versionLine begins the first line of "qemu-system-x86_64 --version":
 // "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)".
 const versionLine = "QEMU emulator version "
 
-func parseVersion(line []byte) (version, error) {
-	rest, ok := bytes.CutPrefix(line, []byte(versionLine))
-	var v version
-	for i := range v {
-		n := 0
-		for n < len(rest) && n < 4 && '0' <= rest[n] && rest[n] <= '9' {
-			n++
-		}
-		if n == 0 && i < 2 {
-			ok = false
-		}
-		v[i], _ = strconv.Atoi(string(rest[:n])) // digits only; "" is 0
-		if rest = rest[n:]; i == len(v)-1 || !bytes.HasPrefix(rest, []byte(".")) {
-			ok = ok && i > 0
-			break
-		}
-		rest = rest[1:]
-	}
-	if !ok {
-		return version{}, fmt.Errorf("its version reads %s", strconv.QuoteToASCII(console.OneLine(string(line))))
-	}
-	return v, nil
-}
+// version is QEMU's: major, minor, micro.
+type version = program.Version
+
+func parseVersion(line []byte) (version, error) { return program.ParseVersion(versionLine, line) }
 
 // parseInfo reads Info.Version back, which may come from another driver's test.
 func parseInfo(info hypervisor.Info) version {
