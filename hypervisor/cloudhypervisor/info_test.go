@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -141,12 +142,51 @@ func testInfo(t *testing.T, d *Driver) {
 	if len(spec.Interfaces) > 0 {
 		hasCarrier(t, spec.Interfaces[0].ID)
 	}
+	// Nobody else can ask: what the API listens at has no name.
+	for _, l := range listening(t) {
+		if strings.HasSuffix(l, "/"+apiSocket) {
+			if _, err := net.Dial("unix", l); err == nil {
+				t.Errorf("%s takes connections", l)
+			}
+		}
+	}
 	if err := m.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	exit, err := m.Wait(t.Context())
 	if err != nil || !exit.Clean {
 		t.Errorf("exit %+v, %v, console %s", exit, err, console.all.String())
+	}
+}
+
+// listening are the names of the unix sockets on this machine.
+func listening(t *testing.T) []string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) == 8 {
+			names = append(names, f[7])
+		}
+	}
+	return names
+}
+
+// A tap that is not there is not made, for root either.
+func TestNoTapIsMade(t *testing.T) {
+	if os.Geteuid() != 0 || !hostcheck.Exists(hostcheck.Tun) {
+		t.Skip("SKIPPED: only root could make one, and needs " + hostcheck.Tun)
+	}
+	const name = "vmcred-none0"
+	if f, err := openTap(name); err == nil {
+		_ = f.Close()
+		t.Error("it was made")
+	}
+	if hostcheck.Exists("/sys/class/net/" + name) {
+		t.Error("it is left behind")
 	}
 }
 

@@ -54,5 +54,13 @@ func attach(fd int, name string) error {
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		return os.NewSyscallError("TUNSETIFF", err)
 	}
+	// For root the kernel makes a tap that is not there. One that was is a
+	// persistent one, or somebody else has it, which was an error above.
+	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, req); err != nil {
+		return os.NewSyscallError("TUNGETIFF", err)
+	}
+	if req.Uint16()&unix.IFF_PERSIST == 0 {
+		return errors.New("there is no such interface")
+	}
 	return os.NewSyscallError("TUNSETVNETHDRSZ", unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHeader))
 }
