@@ -8,34 +8,43 @@ import "time"
 
 // Spec is one VM, complete: defaults are filled in and it has been validated.
 type Spec struct {
-	Name        string // 1 to 23 characters of a-z, 0-9 and "-"
-	Hypervisor  string // "qemu"
-	CPUs        int    // at least 1
-	Memory      int64  // bytes
-	Boot        Boot
-	Console     Console
-	Guest       Guest
-	Notify      Notify
-	Disks       []Disk
-	Interfaces  []Interface
-	Shares      []Share
-	Vsock       *Vsock // nil: no vsock device
-	Autostart   bool
-	Unit        string        // the host unit that runs this VM
-	StopTimeout time.Duration // from the power button to quitting the VMM
-	QEMU        QEMU
-	Credentials []Credential // secret, sorted by Host
-	Static      []Static     // not secret, sorted by Name
-	OEMStrings  []string     // SMBIOS strings that are no credentials, in order
-	File        string       // the file it was read from, for messages
+	Name            string // 1 to 23 characters of a-z, 0-9 and "-"
+	Hypervisor      string // "qemu"
+	CPUs            int    // at least 1
+	MaxCPUs         int    // 0: CPUs, none to be added later
+	Memory          int64  // bytes
+	Boot            Boot
+	Console         Console
+	Guest           Guest
+	Notify          Notify
+	Disks           []Disk
+	Interfaces      []Interface
+	Shares          []Share
+	Vsock           *Vsock   // nil: no vsock device
+	Devices         []string // PCI devices of the host, by their directories below /sys/bus/pci/devices
+	Watchdog        bool     // a watchdog that resets a guest that hangs
+	Autostart       bool
+	Unit            string        // the host unit that runs this VM
+	StartTimeout    time.Duration // from the guest's start to its READY=1, with NotifyGuest
+	StopTimeout     time.Duration // from the power button to quitting the VMM
+	QEMU            QEMU
+	CloudHypervisor CloudHypervisor
+	Credentials     []Credential // secret, sorted by Host
+	Static          []Static     // not secret, sorted by Name
+	OEMStrings      []string     // SMBIOS strings that are no credentials, in order
+	File            string       // the file it was read from, for messages
 }
 
-// Boot is a direct kernel boot.
+// Boot is a direct kernel boot, or a firmware that finds a boot loader on a disk.
 type Boot struct {
-	Kernel  string // a bzImage or an ELF file with a PVH note
-	Initrd  string // empty: none
-	Cmdline string
+	Kernel   string // a bzImage or an ELF file with a PVH note; empty with a firmware
+	Initrd   string // empty: none
+	Cmdline  string
+	Firmware string // a firmware's image, or FirmwareBIOS; empty with a kernel
 }
+
+// FirmwareBIOS is the firmware that the VMM brings with it.
+const FirmwareBIOS = "bios"
 
 // ConsoleMode says where the guest's serial console goes.
 type ConsoleMode string
@@ -72,9 +81,11 @@ const (
 // Disk is one block device.
 type Disk struct {
 	Path     string
-	Format   string // "raw" or "qcow2"
+	Format   string // "raw" or "qcow2"; by a foreign command line "vhd", "vhdx" or "" too, which is for the VMM to find out
 	ReadOnly bool
 	Serial   string // at most 20 characters, as virtio-blk has it
+	Direct   bool   // past the host's page cache
+	Queues   int    // 0: the VMM's choice
 }
 
 // Interface is one network device.
@@ -82,6 +93,10 @@ type Interface struct {
 	Type string // "tap"
 	ID   string // the tap's name on the host, at most 15 bytes
 	MAC  string // empty: the VMM chooses
+	// Pairs is how many pairs of queues it has; 0 is one.
+	Pairs int
+	// FDs are this process's descriptors of an open tap, one for each pair, instead of ID.
+	FDs []int
 }
 
 // Share is one directory shared with the guest.
@@ -90,17 +105,29 @@ type Share struct {
 	Source   string
 	Proto    string // "virtiofs"
 	ReadOnly bool
+	User     string // the user whose rights its virtiofsd has; empty: the default
+	// Socket is that of a virtiofsd that runs already; empty: the runner starts one.
+	Socket string
 }
 
 // Vsock is the guest's vsock device.
 type Vsock struct {
-	CID uint32 // 3 or more
+	CID    uint32 // 3 or more
+	Socket string // the socket's path on the host; empty: in the VM's runtime directory
 }
 
 // QEMU is what only QEMU has.
 type QEMU struct {
-	Machine string // "q35"
-	Accel   string // "auto", "kvm" or "tcg"
+	Machine string   // "q35"
+	Accel   string   // "auto", "kvm" or "tcg"
+	Extra   []string // arguments as they are, after all others
+}
+
+// CloudHypervisor is what only cloud-hypervisor has.
+type CloudHypervisor struct {
+	// Extra is a JSON object that is merged into the VM's configuration, as
+	// RFC 7396 has it; empty: nothing.
+	Extra []byte
 }
 
 // Credential is one secret the VM is to receive.
