@@ -55,7 +55,7 @@ func TestBody(t *testing.T) {
 	}
 	defer v.Wipe()
 	oem := []secret.Rope{{{Text: "a \"b\" \\ \n\x01 ü"}}, {{Text: "NAME=\""}, {Secret: v}}}
-	c := configOf(full(), tested, serialPath(5))
+	c := configOf(full(), tested, paths{serial: serialPath(5)})
 	body, err := createBody(c, oem)
 	if err != nil {
 		t.Fatal(err)
@@ -132,7 +132,7 @@ func TestRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer payload.Close()
-	body, err := createBody(configOf(spec, tested, serialPath(99)), payload.Strings)
+	body, err := createBody(configOf(spec, tested, widest(spec)), payload.Strings)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +153,7 @@ func TestVersions(t *testing.T) {
 			t.Errorf("%q: %v, %v", line, v, err)
 		}
 	}
-	if c := configOf(full(), version{50, 0, 0}, ""); c.Disks[0].ImageType != "" || c.Serial.Mode != "Off" {
+	if c := configOf(full(), version{50, 0, 0}, paths{}); c.Disks[0].ImageType != "" || c.Serial.Mode != "Off" {
 		t.Errorf("v50: %+v", c)
 	}
 }

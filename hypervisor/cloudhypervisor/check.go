@@ -32,6 +32,7 @@ func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 		c.Fault("memory", fmt.Sprintf("%d bytes is no whole number of MiB", spec.Memory), "")
 	}
 	notYet(c, spec)
+	checkExtra(c, spec.CloudHypervisor.Extra)
 	c.Boot()
 	c.Disks()
 	c.Interfaces("cloud-hypervisor")

@@ -40,7 +40,7 @@ const (
 // stringsRoom is what the body leaves for the strings, and never 0, which is no
 // limit in an offer.
 func stringsRoom(spec *vm.Spec, v version) int {
-	body, err := createBody(configOf(spec, v, serialPath(99)), []secret.Rope{nil})
+	body, err := createBody(configOf(spec, v, widest(spec)), []secret.Rope{nil})
 	if err != nil {
 		return 1
 	}

@@ -204,7 +204,7 @@ func (s *starter) body(p *delivery.Payload) (secret.Rope, error) {
 	if len(p.Strings) != planned || len(p.FwCfg) > 0 {
 		return nil, fmt.Errorf("the values are %d strings and %d items, planned were %d and none", len(p.Strings), len(p.FwCfg), planned)
 	}
-	body, err := createBody(configOf(s.l.Spec, parseInfo(s.l.Info), s.serial), p.Strings)
+	body, err := createBody(configOf(s.l.Spec, parseInfo(s.l.Info), paths{serial: s.serial}), p.Strings)
 	if err == nil && body.Len() > bodyMax {
 		err = fmt.Errorf("a request of %d bytes, and cloud-hypervisor takes %d", body.Len(), bodyMax)
 	}
