@@ -37,6 +37,10 @@ type Info struct {
 	Why     string `json:"why"`     // one line: why that accelerator
 }
 
+// ConsoleSocket is the name of the console's socket in a VM's runtime directory,
+// with console: socket. Mode 0600, and one client at a time.
+const ConsoleSocket = "console.sock"
+
 // Launch is everything Start needs.
 type Launch struct {
 	Spec *vm.Spec

@@ -57,7 +57,7 @@ func Run(ctx context.Context, o Options) (Outcome, error) {
 	if err != nil {
 		return Ended, acquireError(o.Spec, err)
 	}
-	r := &run{Options: o, dir: claim.Dir()}
+	r := &run{Options: o, dir: claim.Dir(), claim: claim}
 	out, err := r.rounds(ctx)
 	if cerr := claim.Close(); cerr != nil {
 		r.Log.Warn("the runtime directory is left behind", "error", cerr)
@@ -76,7 +76,9 @@ func acquireError(spec *vm.Spec, err error) error {
 // run is one VM's life in the making.
 type run struct {
 	Options
-	dir string
+	dir   string
+	claim *state.Claim
+	now   state.Record // what runs, as it was written down last
 }
 
 func (r *run) rounds(ctx context.Context) (Outcome, error) {
@@ -137,6 +139,7 @@ func (r *run) start(ctx context.Context) (hypervisor.Machine, error) {
 		return nil, &FailedError{Op: "start", Err: err}
 	}
 	r.report(p, m)
+	r.record(p, m)
 	return m, nil
 }
 
@@ -159,6 +162,7 @@ func (r *run) report(p *Prepared, m hypervisor.Machine) {
 
 // follow waits for the end of a VM that runs.
 func (r *run) follow(ctx context.Context, m hypervisor.Machine) (Outcome, error) {
+	r.recordReady(vm.NotifyBoot)
 	r.Notify("READY=1\nSTATUS=running")
 	stop, stopped := ctx.Done(), make(chan struct{})
 	events := m.Events()

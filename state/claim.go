@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package state keeps what a running VM leaves in the file system: its runtime
-// directory and the lock that keeps a second start away. It survives a crash:
-// the kernel drops the lock, the next start clears the directory.
+// directory, the lock that keeps a second start away, and the record of what
+// runs. It survives a crash: the kernel drops the lock, the next start clears the
+// directory, and a record whose runner is gone is known as such.
 package state
 
 import (
@@ -11,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,7 +20,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const lockName = "lock"
+const (
+	lockName = "lock"
+	// lookers is how often in a row the lock may be in the hands of somebody who
+	// only looks; each has it for microseconds.
+	lookers = 10_000
+)
 
 // Claim is the right to run one VM, held by this process until Close or its death.
 type Claim struct {
@@ -92,7 +99,7 @@ func (c *Claim) take(name string) (bool, error) {
 	if err := checkLock(f); err != nil {
 		return false, errors.Join(err, f.Close())
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lock(f); err != nil {
 		defer f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return false, &BusyError{Name: name, PID: readPID(f)}
@@ -111,6 +118,25 @@ func (c *Claim) take(name string) (bool, error) {
 		return false, errors.Join(err, c.Close())
 	}
 	return false, nil
+}
+
+// lock takes the lock. Somebody who only looks whether it is held has it for a
+// moment, shared: that is not a VM that runs.
+func lock(f *os.File) error {
+	for range lookers {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
+			return err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_UN); err != nil {
+			return err
+		}
+		runtime.Gosched()
+	}
+	return unix.EWOULDBLOCK
 }
 
 // checkDir refuses a runtime directory that is a link or no directory. It may

@@ -19,9 +19,6 @@ import (
 	"github.com/vmcred/vmcred/vm"
 )
 
-// socketName is the socket's name in the VM's runtime directory.
-const socketName = "console.sock"
-
 // lossOf is what a slow reader is told it lost.
 const lossOf = "console output"
 
@@ -49,7 +46,7 @@ func Open(c vm.Console, runDir string, id *launch.Identity, w io.Writer) (*Conso
 		}
 		return &Console{child: f}, nil
 	case vm.ConsoleSocket:
-		path := filepath.Join(runDir, socketName)
+		path := filepath.Join(runDir, hypervisor.ConsoleSocket)
 		f, err := listenUnix(path)
 		if err != nil {
 			return nil, &hypervisor.Error{Message: "the console's socket", Err: err}
