@@ -15,6 +15,8 @@ type step uint32
 const (
 	stepNone step = iota
 	stepSession
+	stepNamespace
+	stepReadOnly
 	stepCapabilities
 	stepGroups
 	stepGID
@@ -35,7 +37,8 @@ type childPlan struct {
 	argv, envp **byte
 	files      []int32 // source of each descriptor; the child replaces them by its copies
 	report     int32   // the error pipe's writing end, and the child's copy of it
-	ruleset    int32   // landlock, -1: none
+	readOnly   *readOnly
+	ruleset    int32 // landlock, -1: none
 	ppid       uintptr
 	mask       *unix.Sigset_t // the signal mask to restore
 	setID      bool
@@ -81,6 +84,11 @@ func becomeProgram(p *childPlan) (step, syscall.Errno) {
 	// A session of its own: Ctrl-C at our terminal is ours to handle.
 	if _, _, errno := syscall.RawSyscall(unix.SYS_SETSID, 0, 0, 0); errno != 0 {
 		return stepSession, errno
+	}
+	if p.readOnly != nil {
+		if at, errno := makeReadOnly(p.readOnly); errno != 0 {
+			return at, errno
+		}
 	}
 	if at, errno := dropPrivileges(p); errno != 0 {
 		return at, errno

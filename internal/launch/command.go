@@ -26,7 +26,17 @@ type Command struct {
 	Stdin, Stdout, Stderr *os.File  // nil: /dev/null
 	Identity              *Identity // nil: our own user
 
-	donated []donation
+	// ReadOnly is a directory that it can read and not write, with all that is
+	// mounted below it: a mount namespace of its own has it so before the user is
+	// changed. Absolute, without links; only root can have one. Kernels before 5.12
+	// show it without what is mounted below.
+	ReadOnly string
+	// Mounts is for a program that makes mounts of its own: a Landlock domain of
+	// kernels before 6.12 would refuse them, so it enters none there.
+	Mounts bool
+
+	donated     []donation
+	oldReadOnly *readOnly // for a test: as a kernel before 5.12 has it
 }
 
 type donation struct {
@@ -71,6 +81,9 @@ func (c *Command) check() error {
 			return fmt.Errorf("descriptor %d (%s) is not open", firstDonated+i, d.name)
 		}
 	}
+	if c.ReadOnly != "" && (!filepath.IsAbs(c.ReadOnly) || strings.ContainsRune(c.ReadOnly, 0)) {
+		return errors.New("the directory it may only read is no absolute path")
+	}
 	if c.Identity == nil {
 		return nil
 	}
@@ -103,6 +116,11 @@ func (c *Command) explain(at step, errno syscall.Errno) *StartError {
 		if errno == unix.EPERM {
 			e.hint = "only root may start a process as another user"
 		}
+	case stepNamespace, stepReadOnly:
+		wrap(fmt.Sprintf(stepNames[at], c.ReadOnly))
+		if errno == unix.EPERM {
+			e.hint = "only root may have a directory that a process can only read"
+		}
 	case stepDirectory:
 		wrap("entering its directory " + c.dir())
 		if errno == unix.EACCES {
@@ -118,6 +136,8 @@ func (c *Command) explain(at step, errno syscall.Errno) *StartError {
 
 var stepNames = map[step]string{
 	stepSession:      "making a session",
+	stepNamespace:    "making a mount namespace where %s is read-only",
+	stepReadOnly:     "making %s read-only for it",
 	stepCapabilities: "clearing its capabilities",
 	stepCore:         "limiting its core dumps",
 	stepPrivileges:   "setting no_new_privs",

@@ -41,6 +41,8 @@ func play(part []string) error {
 		return playRunner(part[1:])
 	case "vmm":
 		return playVMM()
+	case "writer":
+		return playWriter(part[1:])
 	case "report":
 		return playReport()
 	default:

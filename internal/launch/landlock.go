@@ -17,10 +17,14 @@ const scopeABI = 6
 // /proc/PID and ptrace of every process outside it; scopes close signals and
 // abstract sockets too. A domain needs at least one restriction: kernels without
 // scopes get the making of block devices, which no VMM does.
-func newRuleset() (fd int, words string, err error) {
+// mounts: such a domain would refuse the process its mounts, which makes it none.
+func newRuleset(mounts bool) (fd int, words string, err error) {
 	abi, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
 	if errno != 0 {
 		return -1, "no landlock: " + landlockMissing(errno), nil
+	}
+	if !enters(int(abi), mounts) {
+		return -1, fmt.Sprintf("no landlock: with that of this kernel (ABI %d) it could not mount", abi), nil
 	}
 	attr, size, words := rulesetFor(int(abi))
 	r, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), size, 0)
@@ -29,6 +33,10 @@ func newRuleset() (fd int, words string, err error) {
 	}
 	return int(r), words, nil
 }
+
+// enters says whether a process is put into a domain of that ABI: one that handles
+// a right to files refuses every mount(2).
+func enters(abi int, mounts bool) bool { return !mounts || abi >= scopeABI }
 
 // rulesetFor returns the strictest ruleset of this kind that an ABI has, and how
 // many bytes of it that ABI knows.

@@ -21,7 +21,7 @@ func (c *Command) spawn() (*Process, error) {
 		return nil, &StartError{Path: c.Path, Err: err}
 	}
 	defer release()
-	rules, words, err := newRuleset()
+	rules, words, err := newRuleset(c.Mounts)
 	if err != nil {
 		return nil, &StartError{Path: c.Path, Err: err}
 	}
@@ -109,6 +109,11 @@ func (c *Command) plan() (p *childPlan, release func(), err error) {
 	}
 	if p.dir, err = unix.BytePtrFromString(c.dir()); err != nil {
 		return nil, nil, err
+	}
+	if p.readOnly = c.oldReadOnly; c.ReadOnly != "" && p.readOnly == nil {
+		if p.readOnly, err = newReadOnly(c.ReadOnly); err != nil {
+			return nil, nil, err
+		}
 	}
 	if p.argv, err = pointers(append([]string{c.Path}, c.Args...)); err != nil {
 		return nil, nil, err
