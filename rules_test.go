@@ -40,11 +40,12 @@ var mayImport = map[string][]string{
 	"hypervisor/console":   {"hypervisor", "vm", "internal/launch"},
 	"hypervisor/hostcheck": {"hypervisor/console", "vm", "internal/launch", "internal/trusted"},
 	"hypervisor/program":   {"hypervisor", "hypervisor/console", "internal/trusted"},
-	"hypervisor/qemu":      {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/qemu/qmp", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
+	"hypervisor/virtiofs":  {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "internal/launch", "vm"},
+	"hypervisor/qemu":      {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/qemu/qmp", "hypervisor/virtiofs", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
 
 	"hypervisor/qemu/qmp": {},
 
-	"hypervisor/cloudhypervisor":     {"hypervisor", "hypervisor/cloudhypervisor/api", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
+	"hypervisor/cloudhypervisor":     {"hypervisor", "hypervisor/cloudhypervisor/api", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/virtiofs", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
 	"hypervisor/cloudhypervisor/api": {"secret"},
 	"runner":                         {"hypervisor", "vm", "delivery", "secret", "credential", "state", "internal/launch"},
 	"internal/cli":                   {"*"},

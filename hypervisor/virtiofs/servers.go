@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package virtiofs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/hypervisor/console"
+	"github.com/vmcred/vmcred/internal/launch"
+	"github.com/vmcred/vmcred/vm"
+)
+
+// grace is how long a daemon and its VMM may end one after the other.
+const grace = time.Second
+
+// Servers are the daemons of one VM's shares. A nil one has none.
+type Servers struct {
+	vmm     *launch.Identity
+	log     io.Writer
+	dir     *os.File // of the sockets, O_PATH; nil without one
+	shares  []vm.Share
+	running []*server // by share; nil where another program serves it
+
+	mu    sync.Mutex // guards what follows
+	ended bool       // we end them ourselves
+}
+
+// StartOptions are what a start needs.
+type StartOptions struct {
+	Options
+	RunDir string           // the VM's own runtime directory, absolute, mode 0700
+	VMM    *launch.Identity // the user who may connect; nil: our own
+	Log    io.Writer        // what the daemons say, line by line
+}
+
+// Start starts a daemon for each share that has no Socket. On an error nothing is
+// left running. Without shares it returns nil.
+func Start(ctx context.Context, shares []vm.Share, o StartOptions) (*Servers, error) {
+	if len(shares) == 0 {
+		return nil, nil
+	}
+	s := &Servers{vmm: o.VMM, log: o.Log, shares: shares, running: make([]*server, len(shares))}
+	var d Daemon
+	for i, sh := range shares {
+		if sh.Socket != "" {
+			continue
+		}
+		err := s.directory(o.RunDir)
+		if err == nil && d.Path == "" {
+			d, err = Probe(ctx, o.Options)
+		}
+		if err == nil {
+			s.running[i], err = s.serve(d, sh, socketName(i))
+		}
+		if err != nil {
+			s.Finish(0)
+			return nil, &hypervisor.Error{Message: "share " + sh.Tag, Err: err}
+		}
+	}
+	return s, nil
+}
+
+// directory makes the sockets' own: the VMM's user may look up a name in it, but
+// only the VMM has it, as a descriptor, while RunDir is closed to it.
+func (s *Servers) directory(runDir string) error {
+	if s.dir != nil {
+		return nil
+	}
+	path := filepath.Join(runDir, "shares")
+	if err := os.RemoveAll(path); err != nil { // of an earlier boot of this guest
+		return err
+	}
+	if err := os.Mkdir(path, 0o711); err != nil {
+		return err
+	}
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	s.dir = os.NewFile(uintptr(fd), path)
+	return os.Chmod(path, 0o711) // whatever the umask
+}
+
+func socketName(i int) string { return strconv.Itoa(i) + ".sock" }
+
+// path is a socket's through the directory's descriptor: the real one may be too
+// long for an address.
+func (s *Servers) path(name string) string { return through(s.dir.Fd(), name) }
+
+func through(fd uintptr, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", fd, name) }
+
+// Directory is to be donated to a VMM that connects by itself; nil if it needs
+// none. It stays ours.
+func (s *Servers) Directory() *os.File {
+	if s == nil {
+		return nil
+	}
+	return s.dir
+}
+
+// SocketPath is the socket of the i-th share for a VMM to which [Servers.Directory]
+// was donated as that descriptor.
+func (s *Servers) SocketPath(i, fd int) string {
+	if path := s.shares[i].Socket; path != "" {
+		return path
+	}
+	return through(uintptr(fd), socketName(i))
+}
+
+// Dial returns a connection to the i-th share's daemon, for a VMM that takes one.
+// There can be one only.
+func (s *Servers) Dial(i int) (*os.File, error) {
+	path := s.shares[i].Socket
+	if path == "" {
+		path = s.path(socketName(i))
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	f := os.NewFile(uintptr(fd), "share "+s.shares[i].Tag)
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		err = os.NewSyscallError("connect", err)
+		if srv := s.running[i]; srv != nil && waitFor(srv.done, grace) {
+			err = srv.fault()
+		}
+		return nil, errors.Join(&hypervisor.Error{Message: "share " + s.shares[i].Tag, Err: err}, f.Close())
+	}
+	return f, nil
+}
+
+// Watch calls lost, once at most, when a daemon is gone while the VMM still runs:
+// what the guest does in that share never returns. It is called by another goroutine.
+func (s *Servers) Watch(vmmDone <-chan struct{}, lost func(error)) {
+	if s == nil {
+		return
+	}
+	var once sync.Once
+	for _, srv := range s.running {
+		if srv == nil {
+			continue
+		}
+		go func() {
+			select {
+			case <-vmmDone:
+				return
+			case <-srv.done:
+			}
+			// A VMM that ends takes its daemons with it: they may be gone first.
+			if !waitFor(vmmDone, grace) && !s.ending() {
+				once.Do(func() { lost(srv.fault()) })
+			}
+		}()
+	}
+}
+
+// waitFor says whether it was closed in time.
+func waitFor(done <-chan struct{}, patience time.Duration) bool {
+	console.WaitFor(done, patience)
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Servers) ending() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ended
+}
+
+// Fault is the first daemon that failed by itself, or nil. Ask before [Servers.Finish].
+func (s *Servers) Fault() error {
+	if s == nil {
+		return nil
+	}
+	for _, srv := range s.running {
+		if srv == nil {
+			continue
+		}
+		select {
+		case <-srv.done:
+			if !srv.healthy() {
+				return srv.fault()
+			}
+		default:
+		}
+	}
+	return nil
+}
+
+// Finish ends them: the VMM is gone, and they with it; what is left after the
+// patience is killed.
+func (s *Servers) Finish(patience time.Duration) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
+	deadline := time.Now().Add(patience)
+	for _, srv := range s.running {
+		if srv != nil {
+			waitFor(srv.done, time.Until(deadline))
+			srv.kill()
+		}
+	}
+	if s.dir != nil {
+		_ = os.RemoveAll(s.dir.Name())
+		_ = s.dir.Close()
+		s.dir = nil
+	}
+}
