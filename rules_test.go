@@ -28,6 +28,7 @@ var mayImport = map[string][]string{
 	"leak":             {"secret"},
 	"state":            {},
 	"internal/launch":  {},
+	"internal/escape":  {},
 	"internal/kvm":     {},
 	"internal/trusted": {},
 	"credential":       {"secret", "internal/trusted"},

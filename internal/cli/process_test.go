@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -17,6 +16,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"github.com/vmcred/vmcred/internal/testtty"
 )
 
 // patience ends a script that would hang. No outcome depends on it.
@@ -194,7 +195,7 @@ func finish(ts *testscript.TestScript, args []string) {
 // on-tty FILE COMMAND… runs a command with a terminal as its standard output
 // and standard error, and keeps what the terminal shows.
 func onTTY(ts *testscript.TestScript, args []string) {
-	ours, tty, err := openTTY()
+	ours, tty, err := testtty.Open()
 	ts.Check(err)
 	path, err := exec.LookPath(args[1])
 	ts.Check(err)
@@ -207,25 +208,4 @@ func onTTY(ts *testscript.TestScript, args []string) {
 	_ = ours.Close()
 	_ = cmd.Wait()
 	write(ts, args[0], shown)
-}
-
-// openTTY opens a pseudo-terminal, see pts(4).
-func openTTY() (ours, tty *os.File, err error) {
-	ours, err = os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	fd := int(ours.Fd())
-	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		return nil, nil, errors.Join(err, ours.Close())
-	}
-	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
-	if err != nil {
-		return nil, nil, errors.Join(err, ours.Close())
-	}
-	tty, err = os.OpenFile(filepath.Join("/dev/pts", fmt.Sprint(n)), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		return nil, nil, errors.Join(err, ours.Close())
-	}
-	return ours, tty, nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
+	"github.com/vmcred/vmcred/internal/escape"
 	"github.com/vmcred/vmcred/runner"
 )
 
@@ -85,16 +86,28 @@ func (a *app) runVM(c *cobra.Command, arg string, sources *sourceFlags, log *slo
 	// A reader of our output that goes away must not take the VM with it: writing
 	// fails then, instead of killing us.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	o.Log, o.Console, o.VMMLog = log, a.stdout, vmmLog
+	out, done := a.console()
+	defer done()
+	o.Log, o.Console, o.VMMLog = log, out, vmmLog
 	o.Notify = func(state string) {
 		if _, err := daemon.SdNotify(false, state); err != nil {
 			log.Warn("systemd was not told", "state", state, "error", err)
 		}
 	}
-	out, err := runner.Run(c.Context(), o)
-	if err == nil && out == runner.Rebooted {
+	outcome, err := runner.Run(c.Context(), o)
+	if err == nil && outcome == runner.Rebooted {
 		log.Info("the guest rebooted: systemd starts the unit anew, with the values of then")
 		return errRebooted
 	}
 	return err
+}
+
+// console is where the guest's console goes: a guest may not do to the host's
+// terminal what it likes. The function is for the end.
+func (a *app) console() (io.Writer, func()) {
+	if !isTerminal(a.stdout) {
+		return a.stdout, func() {}
+	}
+	f := escape.NewFilter(a.stdout, escape.Show)
+	return f, func() { _ = f.Close() } // a terminal that went away needs no reset
 }

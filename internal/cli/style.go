@@ -13,8 +13,12 @@ type style struct{ on bool }
 
 // styleOf honours NO_COLOR (no-color.org) and TERM=dumb.
 func styleOf(f *os.File, getenv func(string) string) style {
+	return style{on: isTerminal(f) && getenv("NO_COLOR") == "" && getenv("TERM") != "dumb"}
+}
+
+func isTerminal(f *os.File) bool {
 	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return style{on: err == nil && getenv("NO_COLOR") == "" && getenv("TERM") != "dumb"}
+	return err == nil
 }
 
 func (s style) wrap(code, text string) string {

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"io"
+	"os"
+	"testing"
+
+	"github.com/vmcred/vmcred/internal/testtty"
+)
+
+// What a guest writes reaches a terminal filtered, and anything else as it is.
+func TestConsoleOnATerminal(t *testing.T) {
+	ours, tty, err := testtty.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	const said = "a\x1b[31mb\x1b]52;c;AAAA\a\x1b[6nc"
+	for f, want := range map[*os.File]string{tty: "a\x1b[31mbc\x1b[m", w: said} {
+		out, done := (&app{stdout: f}).console()
+		if _, err := io.WriteString(out, said); err != nil {
+			t.Error(err)
+		}
+		done()
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+		got, _ := io.ReadAll(map[*os.File]io.Reader{tty: ours, w: r}[f]) // EIO at a terminal's end
+		if string(got) != want {
+			t.Errorf("%q arrived, want %q", got, want)
+		}
+	}
+}
