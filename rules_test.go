@@ -26,6 +26,7 @@ var mayImport = map[string][]string{
 	"secret":           {},
 	"vm":               {},
 	"leak":             {"secret"},
+	"ready":            {},
 	"state":            {},
 	"internal/launch":  {},
 	"internal/escape":  {},
@@ -48,6 +49,7 @@ var mayImport = map[string][]string{
 
 	"hypervisor/cloudhypervisor":     {"hypervisor", "hypervisor/cloudhypervisor/api", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/virtiofs", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
 	"hypervisor/cloudhypervisor/api": {"secret"},
+	"hypervisor/vsock":               {"internal/launch"},
 	"runner":                         {"hypervisor", "vm", "delivery", "secret", "credential", "state", "internal/launch"},
 	"internal/cli":                   {"*"},
 	"internal/man":                   {"internal/cli"},

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vsock
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestListenInALongPath(t *testing.T) {
+	run := filepath.Join(runDir(t), strings.Repeat("long", 40))
+	if err := os.Mkdir(run, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	id := vmUser(t)
+	d := makeDir(t, run, id)
+	l, err := Listen(d, strings.Repeat("n", maxName), ^uint32(0), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := strings.Repeat("n", maxName) + "_4294967295"
+	if err := connect(d, name); err != nil {
+		t.Error(err)
+	}
+	if _, err := Listen(d, strings.Repeat("n", maxName), ^uint32(0), id); !errors.Is(err, unix.EADDRINUSE) || strings.Contains(err.Error(), "/proc/") {
+		t.Errorf("twice: %v", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(d.Path(name)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its socket is still there: %v", err)
+	}
+	if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("closed again: %v", err)
+	}
+}
+
+func TestListenRefuses(t *testing.T) {
+	d := makeDir(t, runDir(t), nil)
+	for _, name := range []string{"", ".", "..", "a/b", "/a", "a\x00", strings.Repeat("n", maxName+1)} {
+		if l, err := Listen(d, name, 1, nil); err == nil {
+			_ = l.Close()
+			t.Errorf("took the name %q", name)
+		}
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(d, "s", 1, nil); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+// A pipe stands where the socket should be, and whatever does so between the bind
+// and the look is not given away either.
+func TestListenGivesNothingElseAway(t *testing.T) {
+	needRoot(t)
+	d := makeDir(t, runDir(t), nil)
+	if err := os.Symlink("/etc/passwd", d.Path("s_1")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(d, "s", 1, vmUser(t)); !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("%v", err)
+	}
+	if err := d.giveSocket("s_1", vmUser(t)); err == nil {
+		t.Error("gave a link away")
+	}
+}
+
+func TestServe(t *testing.T) {
+	d := makeDir(t, runDir(t), nil)
+	l, err := Listen(d, "s", 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	now, most := 0, 0
+	all := make(chan struct{})    // closed when as many as may be are there
+	finish := make(chan struct{}) // closed to let them go
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		Serve(l, func(net.Conn) {
+			mu.Lock()
+			now++
+			if most = max(most, now); now == maxHandlers {
+				close(all)
+			}
+			mu.Unlock()
+			<-finish
+			mu.Lock()
+			now--
+			mu.Unlock()
+		})
+	}()
+	dial := func() net.Conn {
+		c, err := net.Dial("unix", procPath(d.file)+"/s_1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	var conns []net.Conn
+	for range maxHandlers {
+		conns = append(conns, dial())
+	}
+	<-all
+	tooMany := dial()
+	if _, err := tooMany.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("one too many: %v", err)
+	}
+	_ = tooMany.Close()
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-served:
+		t.Error("it did not wait for its handlers")
+	default:
+	}
+	close(finish)
+	<-served
+	for _, c := range conns {
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Errorf("a handled connection was not closed: %v", err)
+		}
+		_ = c.Close()
+	}
+	if now != 0 || most != maxHandlers {
+		t.Errorf("%d left, %d at most", now, most)
+	}
+}
+
+// flaky fails a few times, as with no descriptors left, before it is closed.
+type flaky struct {
+	net.Listener
+	fails int
+}
+
+func (f *flaky) Accept() (net.Conn, error) {
+	if f.fails--; f.fails >= 0 {
+		return nil, unix.EMFILE
+	}
+	return nil, net.ErrClosed
+}
+
+func TestServeOutlivesAFailedAccept(t *testing.T) {
+	f := &flaky{fails: 2}
+	Serve(f, func(net.Conn) { t.Error("there is no connection") })
+	if f.fails != -1 {
+		t.Errorf("it gave up %d tries early", f.fails+1)
+	}
+}
