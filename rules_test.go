@@ -50,6 +50,7 @@ var mayImport = map[string][]string{
 	"hypervisor/cloudhypervisor":     {"hypervisor", "hypervisor/cloudhypervisor/api", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/virtiofs", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
 	"hypervisor/cloudhypervisor/api": {"secret"},
 	"hypervisor/vsock":               {"internal/launch"},
+	"shim":                           {"vm"},
 	"runner":                         {"hypervisor", "vm", "delivery", "secret", "credential", "state", "internal/launch"},
 	"internal/cli":                   {"*"},
 	"internal/man":                   {"internal/cli"},
@@ -62,6 +63,7 @@ var mayNotReach = map[string][]string{
 	"delivery": {"os/exec", "net", "crypto/x509"},
 	"secret":   {"net", "os/exec"},
 	"vm":       {"os/exec", "net"},
+	"shim":     {"os", "os/exec", "net"},
 }
 
 type pkg struct {
