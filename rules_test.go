@@ -63,7 +63,7 @@ var mayNotReach = map[string][]string{
 	"delivery": {"os/exec", "net", "crypto/x509"},
 	"secret":   {"net", "os/exec"},
 	"vm":       {"os/exec", "net"},
-	"shim":     {"os", "os/exec", "net"},
+	"shim":     {"os/exec", "net"},
 }
 
 type pkg struct {
