@@ -24,7 +24,6 @@ const (
 type rule struct {
 	arity   arity
 	refused string // why it is; empty: it is not
-	hint    string // what to do instead
 	do      func(*parser, flag)
 }
 
@@ -59,7 +58,7 @@ func (p *parser) flags(argv []string, rules map[string]rule) []flag {
 		if !ok {
 			continue
 		}
-		if p.counted(f, r, seen[name]) {
+		if f.rule = r; p.counted(f, r, seen[name]) {
 			out = append(out, f)
 		}
 		seen[name] = true

@@ -30,7 +30,7 @@ const (
 	patched     = "only a patched cloud-hypervisor has it"
 	unread      = "vmcred does not understand it"
 	carries     = "it carries data to the guest past vmcred's plan"
-	startsNone  = "it starts no VM"
+	startsNone  = "it starts no VM: run the program itself for it"
 	otherImages = "what it starts is no VM of this command line"
 )
 
@@ -103,32 +103,18 @@ const (
 
 func (p *parser) cloudHypervisor(argv []string) {
 	p.spec.CPUs, p.spec.Memory = defaultCPUs, defaultMemory
-	rules := cloudHypervisorRules()
 	seen := map[string]bool{}
-	for _, f := range p.flags(argv, rules) {
-		r := rules[f.text]
-		if r.do == nil {
-			hint := ""
-			if r.refused == startsNone {
-				hint = "run the program itself for it"
-			}
-			p.fault(f.word, f, "this is refused: "+cmpReason(f.text, rules), hint)
+	for _, f := range p.flags(argv, cloudHypervisorRules()) {
+		if f.rule.refused != "" {
+			p.fault(f.word, f, "this is refused: "+f.rule.refused, "")
 			continue
 		}
 		seen[f.text] = true
-		r.do(p, f)
+		f.rule.do(p, f)
 	}
 	p.absent(seen)
 	p.boots(seen)
 	p.sharedMemory()
-}
-
-// cmpReason is why a flag is refused; -vv is -v.
-func cmpReason(name string, rules map[string]rule) string {
-	if r, ok := rules[name]; ok {
-		return r.refused
-	}
-	return logsValues
 }
 
 // absent gives what the program has by default and a specification has not.

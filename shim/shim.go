@@ -106,6 +106,7 @@ type word struct {
 type flag struct {
 	word
 	args []word
+	rule rule
 }
 
 // fault refuses a flag, or one of its arguments.
