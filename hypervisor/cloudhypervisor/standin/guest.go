@@ -39,7 +39,7 @@ type guest struct {
 	pressed chan struct{}
 }
 
-func newGuest(c object, serial *os.File) *guest {
+func newGuest(c object, serial io.Writer) *guest {
 	g := &guest{config: c, serial: io.Discard, stopped: make(chan struct{}), pressed: make(chan struct{})}
 	if serial != nil {
 		g.serial = serial

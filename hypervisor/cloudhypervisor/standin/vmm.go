@@ -3,7 +3,7 @@
 package standin
 
 import (
-	"fmt"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -18,12 +18,12 @@ type vmm struct {
 	leave   func() // closes quit
 
 	mu     sync.Mutex
-	config object       // nil: nothing created
-	owned  bool         // a VM was made of it, if only to fail at its kernel
-	guest  *guest       // nil: not running
-	serial *os.File     // open from create to shutdown
-	vsock  net.Listener // open while the VM is owned
-	passed []*os.File   // descriptors of network devices
+	config object         // nil: nothing created
+	owned  bool           // a VM was made of it, if only to fail at its kernel
+	guest  *guest         // nil: not running
+	serial io.WriteCloser // open from create to shutdown
+	vsock  net.Listener   // open while the VM is owned
+	passed []*os.File     // descriptors of network devices
 }
 
 func newVMM(o Options, m *monitor) *vmm {
@@ -52,13 +52,6 @@ func (v *vmm) forget() {
 	v.events.say("vm", "deleted")
 }
 
-func (v *vmm) closeSerial() {
-	if v.serial != nil {
-		_ = v.serial.Close()
-		v.serial = nil
-	}
-}
-
 // accept keeps a configuration, also one that it then fails to set up.
 func (v *vmm) accept(c object) error {
 	if v.config != nil {
@@ -71,31 +64,6 @@ func (v *vmm) accept(c object) error {
 	if c["landlock_enable"] == true {
 		return landlock(c)
 	}
-	return nil
-}
-
-func (v *vmm) openSerial() error {
-	if v.serial != nil {
-		return nil
-	}
-	console := v.config.at("console")["mode"]
-	if console != "Off" && console != "Null" && console != "Tty" {
-		return chain{fmt.Sprintf("the stand-in does not play a console with mode %v", console)}
-	}
-	serial := v.config.at("serial")
-	switch serial["mode"] {
-	case "Off", "Null", "Tty":
-		return nil
-	case "File":
-	default:
-		return chain{fmt.Sprintf("the stand-in does not play a serial port with mode %v", serial["mode"])}
-	}
-	path, _ := serial["file"].(string)
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return failed(err, "Error creating console devices", "Error creating console device")
-	}
-	v.serial = f
 	return nil
 }
 
