@@ -47,11 +47,11 @@ var mayImport = map[string][]string{
 
 	"hypervisor/qemu/qmp": {},
 
-	"hypervisor/cloudhypervisor":     {"hypervisor", "hypervisor/cloudhypervisor/api", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/virtiofs", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
+	"hypervisor/cloudhypervisor":     {"hypervisor", "hypervisor/cloudhypervisor/api", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/virtiofs", "hypervisor/vsock", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
 	"hypervisor/cloudhypervisor/api": {"secret"},
 	"hypervisor/vsock":               {"internal/launch"},
 	"shim":                           {"vm"},
-	"runner":                         {"hypervisor", "vm", "delivery", "secret", "credential", "state", "internal/launch"},
+	"runner":                         {"hypervisor", "vm", "delivery", "secret", "credential", "ready", "state", "internal/launch"},
 	"internal/cli":                   {"*"},
 	"internal/man":                   {"internal/cli"},
 	"cmd/vmcred":                     {"internal/cli"},

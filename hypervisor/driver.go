@@ -8,6 +8,7 @@ package hypervisor
 import (
 	"context"
 	"io"
+	"net"
 
 	"github.com/vmcred/vmcred/delivery"
 	"github.com/vmcred/vmcred/internal/launch"
@@ -51,9 +52,13 @@ type Launch struct {
 	Deliver func(context.Context) (*delivery.Payload, error)
 	// Identity is the user the VMM runs as; nil: the runner's own.
 	Identity *launch.Identity
-	RunDir   string    // the VM's own runtime directory, absolute, mode 0700, for sockets
-	Console  io.Writer // the guest's serial output with console: stdout
-	Log      io.Writer // what the VMM itself says, line by line
+	RunDir   string // the VM's own runtime directory, absolute, mode 0700, for sockets
+	// Ports are the vsock ports of the host that the guest may connect to, each with
+	// who answers and closes the connection. They are open before the guest runs, and
+	// closed when the VMM is gone. With one, Spec.Vsock is not nil.
+	Ports   map[uint32]func(net.Conn)
+	Console io.Writer // the guest's serial output with console: stdout
+	Log     io.Writer // what the VMM itself says, line by line
 }
 
 // Machine is one running VM.

@@ -30,6 +30,11 @@ func Collect(ctx context.Context, spec *vm.Spec, src credential.Source) (*creden
 			problems = append(problems, vm.Problem{Pos: s.Pos, Field: "static." + s.Name, Message: err.Error(), Hint: hintOf(err)})
 		}
 	}
+	if spec.Notify == vm.NotifyGuest {
+		if err := set.AddStatic(credential.NotifySocket, notifyAddress(spec.Vsock)); err != nil {
+			problems = append(problems, vm.Problem{Pos: vm.Pos{File: spec.File}, Field: "notify", Message: err.Error(), Hint: "with notify: guest it is made by vmcred"})
+		}
+	}
 	for i, s := range spec.OEMStrings {
 		if err := set.AddOEMString(s); err != nil {
 			problems = append(problems, vm.Problem{

@@ -57,6 +57,7 @@ func Run(ctx context.Context, o Options) (Outcome, error) {
 	if err != nil {
 		return Ended, acquireError(o.Spec, err)
 	}
+	o.Notify = oneAtATime(o.Notify)
 	r := &run{Options: o, dir: claim.Dir(), claim: claim}
 	out, err := r.rounds(ctx)
 	if cerr := claim.Close(); cerr != nil {
@@ -97,18 +98,20 @@ func (r *run) rounds(ctx context.Context) (Outcome, error) {
 
 // round is one boot of the guest.
 func (r *run) round(ctx context.Context) (Outcome, error) {
-	m, err := r.start(ctx)
+	g := r.newGuest()
+	defer g.close()
+	m, err := r.start(ctx, g)
 	if err != nil {
 		if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 			return Ended, nil // stopped before it ran
 		}
 		return Ended, err
 	}
-	return r.follow(ctx, m)
+	return r.follow(ctx, m, g)
 }
 
 // start brings the VM up. On error nothing of it is left running.
-func (r *run) start(ctx context.Context) (hypervisor.Machine, error) {
+func (r *run) start(ctx context.Context, g *guest) (hypervisor.Machine, error) {
 	r.Notify("STATUS=reading credentials")
 	arena := secret.NewArena()
 	defer arena.Close()
@@ -133,13 +136,14 @@ func (r *run) start(ctx context.Context) (hypervisor.Machine, error) {
 	m, err := r.Driver.Start(ctx, hypervisor.Launch{
 		Spec: r.Spec, Info: p.Info, Plan: p.Plan,
 		Deliver:  func(context.Context) (*delivery.Payload, error) { return p.Plan.Encode(p.Set) },
-		Identity: r.Identity, RunDir: r.dir, Console: r.Console, Log: r.VMMLog,
+		Identity: r.Identity, RunDir: r.dir, Ports: g.ports(), Console: r.Console, Log: r.VMMLog,
 	})
 	if err != nil {
 		return nil, &FailedError{Op: "start", Err: err}
 	}
 	r.report(p, m)
 	r.record(p, m)
+	g.plan = p.Plan
 	return m, nil
 }
 
@@ -161,10 +165,10 @@ func (r *run) report(p *Prepared, m hypervisor.Machine) {
 }
 
 // follow waits for the end of a VM that runs.
-func (r *run) follow(ctx context.Context, m hypervisor.Machine) (Outcome, error) {
-	r.recordReady(vm.NotifyBoot)
-	r.Notify("READY=1\nSTATUS=running")
+func (r *run) follow(ctx context.Context, m hypervisor.Machine, g *guest) (Outcome, error) {
+	g.runs()
 	stop, stopped := ctx.Done(), make(chan struct{})
+	up, late := g.up, g.late()
 	events := m.Events()
 	for events != nil {
 		select {
@@ -174,8 +178,16 @@ func (r *run) follow(ctx context.Context, m hypervisor.Machine) (Outcome, error)
 				break
 			}
 			r.event(e)
+		case <-up:
+			up, late = nil, nil
+			g.proven()
+		case <-late:
+			late, stop = nil, nil
+			g.giveUp()
+			go func() { defer close(stopped); r.stop(m) }()
 		case <-stop:
-			stop = nil
+			late, stop = nil, nil
+			g.close()
 			go func() { defer close(stopped); r.stop(m) }()
 		}
 	}
@@ -185,6 +197,10 @@ func (r *run) follow(ctx context.Context, m hypervisor.Machine) (Outcome, error)
 	exit, err := m.Wait(context.WithoutCancel(ctx))
 	if err != nil {
 		return Ended, &FailedError{Op: "run", Err: err}
+	}
+	g.upAtLast(up)
+	if err := g.silent(ctx, exit); err != nil {
+		return Ended, err
 	}
 	return r.outcome(ctx, exit)
 }

@@ -31,9 +31,10 @@ type scripted struct {
 	asked    []string
 	problems []vm.Problem
 	startErr error
-	ignore   []string                            // what the machine does not react to
-	exits    []hypervisor.Exit                   // one a boot; none left: runs until asked to stop
-	booted   func(boot int, p *delivery.Payload) // called with what was delivered
+	ignore   []string                                        // what the machine does not react to
+	exits    []hypervisor.Exit                               // one a boot; none left: runs until asked to stop
+	booted   func(boot int, p *delivery.Payload)             // called with what was delivered
+	runs     func(boot int, l hypervisor.Launch, m *machine) // called in a goroutine once the machine runs
 	boots    int
 }
 
@@ -62,6 +63,9 @@ func (d *scripted) Start(ctx context.Context, l hypervisor.Launch) (hypervisor.M
 	m := &machine{d: d, events: make(chan hypervisor.Event, 4), gone: make(chan struct{})}
 	if d.boots < len(d.exits) {
 		m.end(d.exits[d.boots])
+	}
+	if d.runs != nil {
+		go d.runs(d.boots, l, m)
 	}
 	d.boots++
 	return m, nil
