@@ -80,15 +80,17 @@ type vsockConfig struct {
 
 // outputConfig is where a serial port leads.
 type outputConfig struct {
-	Mode string `json:"mode"` // "Off", "File"
-	File string `json:"file,omitempty"`
+	Mode   string `json:"mode"` // "Off", "File", "Socket"
+	File   string `json:"file,omitempty"`
+	Socket string `json:"socket,omitempty"`
 }
 
 // paths are the names that the files of one start have in the VMM.
 type paths struct {
-	serial string   // the guest's serial port; empty: it has none
-	vsock  string   // empty: the specification's
-	shares []string // a virtiofsd's socket for each share; empty: the specification's
+	serial  string   // what the guest's serial port writes to; empty: nothing
+	console string   // the socket that the serial port is; empty: it is none
+	vsock   string   // empty: the specification's
+	shares  []string // a virtiofsd's socket for each share; empty: the specification's
 }
 
 // share is the socket of share i.
@@ -108,6 +110,9 @@ func widest(spec *vm.Spec) paths {
 	name := "/" + strings.Repeat("x", socketMax-1)
 	if spec.Vsock != nil && spec.Vsock.Socket == "" {
 		p.vsock = name
+	}
+	if spec.Console.Mode == vm.ConsoleSocket {
+		p.console = name
 	}
 	for _, s := range spec.Shares {
 		at := ""
@@ -139,6 +144,9 @@ func configOf(spec *vm.Spec, v version, p paths) vmConfig {
 	}
 	if p.serial != "" {
 		c.Serial = outputConfig{Mode: "File", File: p.serial}
+	}
+	if p.console != "" {
+		c.Serial = outputConfig{Mode: "Socket", Socket: p.console}
 	}
 	for _, d := range spec.Disks {
 		disk := diskConfig{Path: d.Path, ReadOnly: d.ReadOnly, Direct: d.Direct, Queues: d.Queues, Serial: d.Serial}

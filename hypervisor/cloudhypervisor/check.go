@@ -31,7 +31,7 @@ func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 	if spec.Memory < 1<<20 || spec.Memory%(1<<20) != 0 {
 		c.Fault("memory", fmt.Sprintf("%d bytes is no whole number of MiB", spec.Memory), "")
 	}
-	notYet(c, spec)
+	checkFirmware(c, spec)
 	checkExtra(c, spec.CloudHypervisor.Extra)
 	c.Boot()
 	c.Disks()
@@ -46,20 +46,10 @@ func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 	return c.Problems()
 }
 
-// notYet refuses by name what the file may say and this driver cannot do.
-func notYet(c *hostcheck.Checker, spec *vm.Spec) {
-	const name = " with cloud-hypervisor yet"
-	if len(spec.Shares) > 0 {
-		c.Fault("shares", "shared directories are not supported"+name, "use a disk")
-	}
-	if spec.Vsock != nil {
-		c.Fault("vsock", "vsock is not supported"+name, "")
-	}
-	if spec.Notify == vm.NotifyGuest {
-		c.Fault("notify", "waiting for the guest's READY=1 is not supported"+name, `use "boot"`)
-	}
-	if spec.Console.Mode == vm.ConsoleSocket {
-		c.Fault("console", "a console's socket is not supported"+name, "use stdout or a file")
+// checkFirmware: cloud-hypervisor brings none with it.
+func checkFirmware(c *hostcheck.Checker, spec *vm.Spec) {
+	if spec.Boot.Firmware == vm.FirmwareBIOS {
+		c.Fault("boot.firmware", "cloud-hypervisor has no firmware of its own", "give the path of one made for it: CLOUDHV.fd, or hypervisor-fw")
 	}
 }
 

@@ -19,7 +19,6 @@ import (
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/hostcheck"
 	"github.com/vmcred/vmcred/hypervisor/hypervisortest/probe"
-	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/secret"
 	"github.com/vmcred/vmcred/vm"
 )
@@ -190,8 +189,8 @@ func TestNoTapIsMade(t *testing.T) {
 	}
 }
 
-// run starts the VM with one secret and waits for the guest's last word.
-func run(t *testing.T, d *Driver, spec *vm.Spec) (*machine, *until) {
+// launchOf is a start of that VM with one secret.
+func launchOf(t *testing.T, d *Driver, spec *vm.Spec) hypervisor.Launch {
 	t.Helper()
 	info, err := d.Probe(t.Context())
 	if err != nil {
@@ -201,7 +200,7 @@ func run(t *testing.T, d *Driver, spec *vm.Spec) (*machine, *until) {
 		t.Fatal(ps)
 	}
 	set := credential.NewSet()
-	defer set.Close()
+	t.Cleanup(func() { _ = set.Close() })
 	v, err := secret.Read(strings.NewReader("alpha"), 100)
 	if err != nil {
 		t.Fatal(err)
@@ -213,26 +212,35 @@ func run(t *testing.T, d *Driver, spec *vm.Spec) (*machine, *until) {
 	if len(refusals) > 0 {
 		t.Fatal(refusals)
 	}
-	console := &until{text: probe.Last, seen: make(chan struct{})}
-	l := hypervisor.Launch{
-		Spec: spec, Info: info, Plan: plan, RunDir: t.TempDir(), Console: console, Log: &until{text: "\x00", seen: make(chan struct{})},
+	return hypervisor.Launch{
+		Spec: spec, Info: info, Plan: plan, Identity: factory().Identity, RunDir: t.TempDir(), Log: &until{text: "\x00", seen: make(chan struct{})},
 		Deliver: func(context.Context) (*delivery.Payload, error) { return plan.Encode(set) },
 	}
-	if os.Geteuid() == 0 {
-		l.Identity = &launch.Identity{UID: ordinary, GID: ordinary}
-	}
-	m, err := d.Start(t.Context(), l)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = m.Kill() })
-	ours, _ := m.(*machine)
+}
+
+// run starts the VM and waits for the guest's last word.
+func run(t *testing.T, d *Driver, spec *vm.Spec) (*machine, *until) {
+	t.Helper()
+	console := &until{text: probe.Last, seen: make(chan struct{})}
+	l := launchOf(t, d, spec)
+	l.Console = console
+	ours := startOf(t, d, l)
 	select {
 	case <-console.seen:
 	case <-ours.done:
 		t.Fatalf("the VM ended: %+v", ours.exit)
 	}
 	return ours, console
+}
+
+func startOf(t *testing.T, d *Driver, l hypervisor.Launch) *machine {
+	t.Helper()
+	m, err := d.Start(t.Context(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Kill() })
+	return m.(*machine)
 }
 
 // dig finds "disks.0.path" in what JSON was.

@@ -17,6 +17,8 @@ import (
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/cloudhypervisor/api"
 	"github.com/vmcred/vmcred/hypervisor/console"
+	"github.com/vmcred/vmcred/hypervisor/virtiofs"
+	"github.com/vmcred/vmcred/hypervisor/vsock"
 	"github.com/vmcred/vmcred/internal/launch"
 )
 
@@ -26,19 +28,39 @@ const grace = time.Second
 
 // machine is one running cloud-hypervisor.
 type machine struct {
-	proc    *launch.Process
-	client  *api.Client
-	console *console.Console
-	words   *console.Words
-	events  chan hypervisor.Event // room for each kind once, so nothing waits for a reader
-	heard   chan struct{}         // closed when the event monitor has ended
-	done    chan struct{}         // closed when all is over; exit is set before
-	exit    exit
+	proc *launch.Process
+	ends
+	events chan hypervisor.Event // room for each kind once, so nothing waits for a reader
+	heard  chan struct{}         // closed when the event monitor has ended
+	done   chan struct{}         // closed when all is over; exit is set before
+	exit   exit
 
 	mu      sync.Mutex // guards what follows
 	emitted map[hypervisor.EventKind]bool
 	over    bool // no more events
 	life    life
+}
+
+// ends are ours of all that is connected to the VMM.
+type ends struct {
+	client  *api.Client
+	console *console.Console
+	words   *console.Words
+	host    *vsock.Host
+	shares  *virtiofs.Servers
+	link    string // to the console's socket, empty without one
+}
+
+// finish reads what the VMM left behind and closes them: it is gone.
+func (e *ends) finish() {
+	_ = e.client.Close()
+	e.console.Finish(grace)
+	e.words.Finish(grace)
+	e.shares.Finish(grace)
+	if e.link != "" {
+		_ = os.Remove(e.link)
+	}
+	_ = e.host.Close()
 }
 
 // life is what the VMM and we said about the VM's end.
@@ -50,6 +72,7 @@ type life struct {
 	killed bool // we killed it
 	// A thread of the VMM crashed, and it was killed for it.
 	crashed bool
+	lost    string // a share's daemon is gone, and the VMM was killed for it
 }
 
 // exit is hypervisor.Exit with words.
@@ -63,14 +86,15 @@ func (e exit) how() string {
 }
 
 // newMachine takes over the process and all that is connected to it.
-func newMachine(proc *launch.Process, client *api.Client, c *console.Console, events *os.File, w *console.Words, crashed <-chan struct{}) *machine {
+func newMachine(proc *launch.Process, e ends, events *os.File, crashed <-chan struct{}) *machine {
 	m := &machine{
-		proc: proc, client: client, console: c, words: w,
+		proc: proc, ends: e,
 		events:  make(chan hypervisor.Event, 8),
 		emitted: make(map[hypervisor.EventKind]bool),
 		heard:   make(chan struct{}), done: make(chan struct{}),
 	}
-	c.Started()
+	m.console.Started()
+	m.shares.Watch(proc.Done(), m.lostShare)
 	go func() {
 		defer close(m.heard)
 		api.Events(events, m.hear)
@@ -85,6 +109,12 @@ func newMachine(proc *launch.Process, client *api.Client, c *console.Console, ev
 	}()
 	go m.settle(events)
 	return m
+}
+
+// lostShare: what the guest does in that share would hang for ever.
+func (m *machine) lostShare(why error) {
+	m.mark(func(l *life) { l.lost = why.Error() })
+	_ = m.proc.Kill()
 }
 
 // emit passes each kind on once.
@@ -207,9 +237,7 @@ func (m *machine) settle(events *os.File) {
 	console.WaitFor(m.heard, grace)
 	_ = events.Close()
 	<-m.heard
-	_ = m.client.Close()
-	m.console.Finish(grace)
-	m.words.Finish(grace)
+	m.finish()
 	m.mu.Lock()
 	m.exit = m.life.exit(m.proc.State(), m.words)
 	asked := m.life.asked
@@ -237,6 +265,8 @@ func (l life) exit(state *os.ProcessState, words *console.Words) exit {
 		e.Code, e.Signal = -1, unix.SignalName(ws.Signal())
 	}
 	switch {
+	case l.lost != "":
+		e.Detail = l.lost
 	case l.crashed:
 		e.Detail = "cloud-hypervisor crashed: " + e.Detail
 	case l.reboot && !l.killed:

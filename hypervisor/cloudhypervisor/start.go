@@ -8,12 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 
 	"github.com/vmcred/vmcred/delivery"
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/cloudhypervisor/api"
 	"github.com/vmcred/vmcred/hypervisor/console"
+	"github.com/vmcred/vmcred/hypervisor/virtiofs"
+	"github.com/vmcred/vmcred/hypervisor/vsock"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/secret"
 	"github.com/vmcred/vmcred/vm"
@@ -62,16 +65,18 @@ type starter struct {
 	client  *api.Client
 	events  *os.File
 	words   *os.File
-	serial  string // the console's path in the VMM, empty without one
+	host    *vsock.Host       // where the VMM has its sockets, nil if it makes none
+	shares  *virtiofs.Servers // nil without shares
+	paths   paths             // what these are in the VMM
 	taps    []*os.File
 	theirs  []*os.File // the VMM's ends: API listener, events, words
-	machine *machine   // from here on it owns the first four
+	machine *machine   // from here on it owns all but the last three
 }
 
 func (s *starter) start(ctx context.Context, d *Driver) error {
 	limited, cancel := context.WithTimeout(ctx, d.o.StartTimeout)
 	defer cancel()
-	if err := s.open(); err != nil {
+	if err := s.open(ctx, d); err != nil {
 		return err
 	}
 	proc, err := s.spawn()
@@ -81,12 +86,20 @@ func (s *starter) start(ctx context.Context, d *Driver) error {
 	s.closeTheirs()
 	watch := newCrashWatch(s.l.Log)
 	words := console.Listen(s.words, watch, "cloud-hypervisor's messages")
-	s.machine = newMachine(proc, s.client, s.console, s.events, words, watch.crashed)
+	s.machine = newMachine(proc, s.ends(words), s.events, watch.crashed)
 	return s.converse(limited)
 }
 
+func (s *starter) ends(words *console.Words) ends {
+	e := ends{client: s.client, console: s.console, words: words, host: s.host, shares: s.shares}
+	if s.paths.console != "" {
+		e.link = filepath.Join(s.l.RunDir, hypervisor.ConsoleSocket)
+	}
+	return e
+}
+
 // open makes all that the VMM inherits.
-func (s *starter) open() error {
+func (s *starter) open(ctx context.Context, d *Driver) error {
 	var err error
 	if s.console, err = console.OpenPipe(s.l.Spec.Console, s.l.Identity, s.l.Console); err != nil {
 		return err
@@ -97,6 +110,9 @@ func (s *starter) open() error {
 			return err
 		}
 		s.taps = append(s.taps, tap)
+	}
+	if err := s.meet(ctx, d); err != nil {
+		return err
 	}
 	listener, ours, err := connected(s.l.RunDir)
 	if err != nil {
@@ -114,6 +130,21 @@ func (s *starter) open() error {
 	return nil
 }
 
+// meet makes what VMM and host meet by beside the API.
+func (s *starter) meet(ctx context.Context, d *Driver) error {
+	spec := s.l.Spec
+	var err error
+	if spec.Vsock != nil && spec.Vsock.Socket == "" || spec.Console.Mode == vm.ConsoleSocket {
+		if s.host, err = vsock.Open(s.l.RunDir, s.l.Identity, s.l.Ports); err != nil {
+			return &hypervisor.Error{Message: "the host's end of the vsock", Err: err}
+		}
+	}
+	s.shares, err = virtiofs.Start(ctx, spec.Shares, virtiofs.StartOptions{
+		Options: virtiofs.Options{CacheDir: d.o.CacheDir}, RunDir: s.l.RunDir, VMM: s.l.Identity, Log: s.l.Log,
+	})
+	return err
+}
+
 func (s *starter) spawn() (*launch.Process, error) {
 	api, events, words := s.theirs[0], s.theirs[1], s.theirs[2]
 	c := &launch.Command{
@@ -123,9 +154,31 @@ func (s *starter) spawn() (*launch.Process, error) {
 	c.Donate("API socket", api)
 	c.Donate("events", events)
 	if f := s.console.Child(); f != nil {
-		s.serial = serialPath(c.Donate("console", f))
+		s.paths.serial = serialPath(c.Donate("console", f))
+	}
+	if f := s.host.File(); f != nil {
+		s.inHost(c.Donate("sockets", f))
+	}
+	if f := s.shares.Directory(); f != nil {
+		s.inShares(c.Donate("shares", f))
 	}
 	return c.Start()
+}
+
+// inHost: these two sockets are made by the VMM.
+func (s *starter) inHost(fd int) {
+	if v := s.l.Spec.Vsock; v != nil && v.Socket == "" {
+		s.paths.vsock = vsock.Socket(fd)
+	}
+	if s.l.Spec.Console.Mode == vm.ConsoleSocket {
+		s.paths.console = vsock.InDir(fd, hypervisor.ConsoleSocket)
+	}
+}
+
+func (s *starter) inShares(fd int) {
+	for i := range s.l.Spec.Shares {
+		s.paths.shares = append(s.paths.shares, s.shares.SocketPath(i, fd))
+	}
 }
 
 func (s *starter) closeTheirs() {
@@ -156,7 +209,16 @@ func (s *starter) converse(ctx context.Context) error {
 		return err
 	}
 	m.emit(hypervisor.EventRunning, "")
-	return nil
+	return s.linkConsole()
+}
+
+// linkConsole puts the console's socket, which the VMM made, where it is looked for.
+func (s *starter) linkConsole() error {
+	link := s.machine.link
+	if link == "" {
+		return nil
+	}
+	return errors.Join(os.RemoveAll(link), os.Symlink(vsock.Path("", hypervisor.ConsoleSocket), link))
 }
 
 // addTaps gives the VM its taps, which this process has opened.
@@ -204,7 +266,7 @@ func (s *starter) body(p *delivery.Payload) (secret.Rope, error) {
 	if len(p.Strings) != planned || len(p.FwCfg) > 0 {
 		return nil, fmt.Errorf("the values are %d strings and %d items, planned were %d and none", len(p.Strings), len(p.FwCfg), planned)
 	}
-	body, err := createBody(configOf(s.l.Spec, parseInfo(s.l.Info), paths{serial: s.serial}), p.Strings)
+	body, err := createBody(configOf(s.l.Spec, parseInfo(s.l.Info), s.paths), p.Strings)
 	if err == nil && body.Len() > bodyMax {
 		err = fmt.Errorf("a request of %d bytes, and cloud-hypervisor takes %d", body.Len(), bodyMax)
 	}
@@ -225,9 +287,12 @@ func (s *starter) undo(ctx context.Context, err error) error {
 		console.WaitFor(m.proc.Done(), grace) // it is on its way out, with a status of its own
 	}
 	ended = ended && m.proc.State() != nil
+	fault := s.shares.Fault()
 	_ = m.Kill()
 	var refused *api.StatusError
 	switch {
+	case fault != nil:
+		return fault
 	case ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded):
 		return &hypervisor.Error{Message: "cloud-hypervisor did not answer" + tail(m.words.All()), Err: cmp.Or(ctx.Err(), err)}
 	case ended:
@@ -250,6 +315,8 @@ func (s *starter) closeOurs() {
 			_ = f.Close()
 		}
 	}
+	s.shares.Finish(0)
+	_ = s.host.Close()
 }
 
 func tail(words string) string {
