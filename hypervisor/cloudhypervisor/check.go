@@ -34,7 +34,7 @@ func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 	checkFirmware(c, spec)
 	checkExtra(c, spec.CloudHypervisor.Extra)
 	c.Boot()
-	c.Disks()
+	c.Disks("vhd", "vhdx")
 	c.Interfaces("cloud-hypervisor")
 	c.ConsoleFile()
 	if v := parseInfo(info); v.Less(tested) {
