@@ -365,8 +365,7 @@ func TestNobodyListens(t *testing.T) {
 // Needs no vsock device, so it runs wherever QEMU is.
 func TestGuestLooksForAnAddress(t *testing.T) {
 	value := func(v string) string { return "io.systemd.credential:vmm.notify_socket=" + v }
-	// Its last bits are ones, as those of a digit of -1 are.
-	binary7 := binaryOf("vsock-stream:2:9997")
+	binary := binaryOf("vsock-stream:2:9999")
 	for name, c := range map[string]struct {
 		oem     []string
 		invalid bool
@@ -380,8 +379,8 @@ func TestGuestLooksForAnAddress(t *testing.T) {
 		"more":               {[]string{value("vsock-stream:2:9999:1")}, true},
 		"above 32 bits":      {[]string{value("vsock-stream:2:4294967296")}, true},
 		"long":               {[]string{value("vsock-stream:2:9999" + strings.Repeat("9", 100))}, true},
-		"no base64":          {[]string{strings.Replace(binary7, "w==", "!==", 1)}, true},
-		"no padding":         {[]string{strings.TrimSuffix(binary7, "==")}, true},
+		"no base64":          {[]string{strings.Replace(binary, "Q==", "!==", 1)}, true},
+		"no padding":         {[]string{strings.TrimSuffix(binary, "==")}, true},
 		"the first counts":   {[]string{value("other"), readyString}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -394,7 +393,11 @@ func TestGuestLooksForAnAddress(t *testing.T) {
 			}
 		})
 	}
-	_, err := Parse(bytes.NewReader(boot(t, WordReady, smbiosArgs([]string{readyString})...)))
+	r, err := Parse(bytes.NewReader(boot(t, WordReady, "-smbios", "type=1,product="+readyString)))
+	if err != nil || r.Ready == nil || r.Ready.Found {
+		t.Errorf("in another structure: %+v, %v", r, err)
+	}
+	_, err = Parse(bytes.NewReader(boot(t, WordReady, smbiosArgs([]string{readyString})...)))
 	if err == nil || !strings.Contains(err.Error(), "no-vsock-device") {
 		t.Errorf("without a device: %v", err)
 	}
