@@ -165,7 +165,7 @@ func TestDefaultsAreDocumented(t *testing.T) {
 // What the page calls refused is refused.
 func TestWhatIsRefusedIsRefused(t *testing.T) {
 	for key, text := range map[string]string{
-		"shares": "shares: [{tag: a, source: /s}]", "vsock": "vsock: {cid: 3}",
+		"vsock":  "vsock: {cid: 3}",
 		"notify": "notify: guest\nguest: {systemd: 257}\nvsock: {cid: 3}",
 	} {
 		s, problems := config.Parse("/x/a.yaml", []byte(leastFile+text+"\n"))

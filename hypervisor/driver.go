@@ -89,6 +89,9 @@ const (
 	EventPowerOff  EventKind = "power-off" // the guest powered off
 	EventReboot    EventKind = "reboot"    // the guest asked for a reboot; the VMM ends
 	EventPanic     EventKind = "panic"     // the guest's kernel panicked
+	// EventShareLost: the daemon of a share is gone, and what the guest does there
+	// never returns. The VM should be ended. Detail says which and why.
+	EventShareLost EventKind = "share-lost"
 )
 
 // Event is one step in a VM's life.

@@ -169,6 +169,11 @@ func (r *run) follow(ctx context.Context, m hypervisor.Machine, g *guest) (Outco
 	g.runs()
 	stop, stopped := ctx.Done(), make(chan struct{})
 	up, late := g.up, g.late()
+	end := func() {
+		late, stop = nil, nil
+		go func() { defer close(stopped); r.stop(m) }()
+	}
+	var lost error
 	events := m.Events()
 	for events != nil {
 		select {
@@ -178,17 +183,22 @@ func (r *run) follow(ctx context.Context, m hypervisor.Machine, g *guest) (Outco
 				break
 			}
 			r.event(e)
+			if e.Kind == hypervisor.EventShareLost {
+				lost = shareLost(e)
+			}
+			if lost != nil && stop != nil {
+				g.close()
+				end()
+			}
 		case <-up:
 			up, late = nil, nil
 			g.proven()
 		case <-late:
-			late, stop = nil, nil
 			g.giveUp()
-			go func() { defer close(stopped); r.stop(m) }()
+			end()
 		case <-stop:
-			late, stop = nil, nil
 			g.close()
-			go func() { defer close(stopped); r.stop(m) }()
+			end()
 		}
 	}
 	if stop == nil {
@@ -199,10 +209,22 @@ func (r *run) follow(ctx context.Context, m hypervisor.Machine, g *guest) (Outco
 		return Ended, &FailedError{Op: "run", Err: err}
 	}
 	g.upAtLast(up)
+	if lost != nil && ctx.Err() == nil {
+		return Ended, lost
+	}
 	if err := g.silent(ctx, exit); err != nil {
 		return Ended, err
 	}
 	return r.outcome(ctx, exit)
+}
+
+// shareLost ends the VM: what the guest does in that share hangs for ever, so it
+// would look alive and be of no use. The power button first, for its disks' sake.
+func shareLost(e hypervisor.Event) error {
+	return &FailedError{
+		Op: "run", Err: errors.New(e.Detail + "; what the guest does in that share hangs, so the VM was ended"),
+		Do: "its own words are above; start the VM again",
+	}
 }
 
 func (r *run) event(e hypervisor.Event) {
@@ -213,6 +235,9 @@ func (r *run) event(e hypervisor.Event) {
 	case hypervisor.EventPanic:
 		r.Log.Warn("the guest's kernel panicked")
 		r.Notify("STATUS=the guest's kernel panicked")
+	case hypervisor.EventShareLost:
+		r.Log.Error("ending the VM: " + e.Detail)
+		r.Notify("STATUS=ending: a share is lost")
 	case hypervisor.EventReboot, hypervisor.EventDelivered, hypervisor.EventRunning:
 	}
 }

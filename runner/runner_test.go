@@ -31,6 +31,7 @@ type scripted struct {
 	asked    []string
 	problems []vm.Problem
 	startErr error
+	lose     string                                          // the share that every boot loses
 	ignore   []string                                        // what the machine does not react to
 	exits    []hypervisor.Exit                               // one a boot; none left: runs until asked to stop
 	booted   func(boot int, p *delivery.Payload)             // called with what was delivered
@@ -61,6 +62,9 @@ func (d *scripted) Start(ctx context.Context, l hypervisor.Launch) (hypervisor.M
 		d.booted(d.boots, p)
 	}
 	m := &machine{d: d, events: make(chan hypervisor.Event, 4), gone: make(chan struct{})}
+	if d.lose != "" {
+		m.events <- hypervisor.Event{Kind: hypervisor.EventShareLost, Detail: d.lose}
+	}
 	if d.boots < len(d.exits) {
 		m.end(d.exits[d.boots])
 	}
@@ -311,6 +315,17 @@ func TestStop(t *testing.T) {
 		if !slices.ContainsFunc(f.states, func(s string) bool { return strings.HasPrefix(s, "STOPPING=1") }) {
 			t.Errorf("systemd was not told: %q", f.states)
 		}
+	}
+}
+
+// A VM whose share hangs is ended, the power button first, and that is a failure.
+func TestLostShareEndsTheVM(t *testing.T) {
+	d := &scripted{lose: "the virtiofsd of share data ended (SIGKILL)"}
+	f := setUp(t, d, map[string]string{"host-a": "x"})
+	_, err := Run(t.Context(), f.o)
+	var failed *FailedError
+	if !errors.As(err, &failed) || !strings.Contains(err.Error(), d.lose) || !slices.Equal(d.asked, []string{"power button"}) {
+		t.Errorf("%v, asked %v", err, d.asked)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/hostcheck"
+	"github.com/vmcred/vmcred/hypervisor/virtiofs"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
 )
@@ -34,8 +35,9 @@ func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 	checkFirmware(c, spec)
 	checkExtra(c, spec.CloudHypervisor.Extra)
 	c.Boot()
-	c.Disks("vhd", "vhdx")
+	c.Disks()
 	c.Interfaces("cloud-hypervisor")
+	c.Shares()
 	c.ConsoleFile()
 	if v := parseInfo(info); v.Less(tested) {
 		c.Warn("hypervisor", fmt.Sprintf("cloud-hypervisor %s is older than %s, the oldest that is tested", v, tested), "")
@@ -43,7 +45,7 @@ func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 	if strings.HasPrefix(info.Why, noKVM) {
 		c.Warn("hypervisor", info.Why, "use a host with KVM, or hypervisor: qemu, which has software emulation")
 	}
-	return c.Problems()
+	return append(c.Problems(), virtiofs.Check(spec, virtiofs.Options{CacheDir: d.o.CacheDir})...)
 }
 
 // checkFirmware: cloud-hypervisor brings none with it.

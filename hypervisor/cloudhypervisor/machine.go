@@ -72,7 +72,6 @@ type life struct {
 	killed bool // we killed it
 	// A thread of the VMM crashed, and it was killed for it.
 	crashed bool
-	lost    string // a share's daemon is gone, and the VMM was killed for it
 }
 
 // exit is hypervisor.Exit with words.
@@ -111,10 +110,15 @@ func newMachine(proc *launch.Process, e ends, events *os.File, crashed <-chan st
 	return m
 }
 
-// lostShare: what the guest does in that share would hang for ever.
+// lostShare ends a start, which would wait for the daemon for a minute. Once the
+// guest runs, it is for whoever follows its life to end it.
 func (m *machine) lostShare(why error) {
-	m.mark(func(l *life) { l.lost = why.Error() })
-	_ = m.proc.Kill()
+	runs := false
+	m.mark(func(l *life) { runs = l.booted })
+	if !runs {
+		_ = m.proc.Kill()
+	}
+	m.emit(hypervisor.EventShareLost, why.Error())
 }
 
 // emit passes each kind on once.
@@ -265,8 +269,6 @@ func (l life) exit(state *os.ProcessState, words *console.Words) exit {
 		e.Code, e.Signal = -1, unix.SignalName(ws.Signal())
 	}
 	switch {
-	case l.lost != "":
-		e.Detail = l.lost
 	case l.crashed:
 		e.Detail = "cloud-hypervisor crashed: " + e.Detail
 	case l.reboot && !l.killed:

@@ -45,9 +45,11 @@ func QuotePath(path string) string {
 	return path
 }
 
-// KindOf names what is at a path and is not a regular file.
+// KindOf names what is at a path.
 func KindOf(m fs.FileMode) string {
 	switch {
+	case m.IsRegular():
+		return "a regular file"
 	case m.IsDir():
 		return "a directory"
 	case m&fs.ModeSymlink != 0:

@@ -49,6 +49,7 @@ func Access(spec *vm.Spec, devices []Device, id *launch.Identity) []vm.Problem {
 	}
 	c.consoleAccess(id)
 	c.taps(id)
+	c.shareAccess(id)
 	return c.problems
 }
 
@@ -95,6 +96,7 @@ func (c *Checker) foreign(w access, id *launch.Identity) {
 type access struct {
 	field, path string
 	write       bool
+	enter       bool // it is a directory
 	hint        string
 	boots       bool // the guest boots from it
 	kernel      bool
@@ -130,6 +132,11 @@ func accesses(spec *vm.Spec, devices []Device) []access {
 	}
 	for i, d := range spec.Disks {
 		list = append(list, access{field: fmt.Sprintf("disks[%d].path", i), path: d.Path, write: !d.ReadOnly, hint: open})
+	}
+	for i, sh := range spec.Shares {
+		if sh.Socket != "" {
+			list = append(list, access{field: shareField(i), path: sh.Socket, write: true, hint: "its virtiofsd has to let this user connect"})
+		}
 	}
 	for _, d := range devices {
 		list = append(list, access{field: d.Field, path: d.Path, write: true, hint: d.Hint})

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 
 	"github.com/vmcred/vmcred/hypervisor/console"
@@ -52,16 +51,15 @@ func (c *Checker) Boot() {
 	}
 }
 
-// Disks looks for each disk, which is raw or qcow2, or of one more format that the
-// VMM knows.
-func (c *Checker) Disks(more ...string) {
+// Disks looks for each disk, which is raw or qcow2.
+func (c *Checker) Disks() {
 	for i, d := range c.spec.Disks {
-		c.disk(fmt.Sprintf("disks[%d]", i), d, more)
+		c.disk(fmt.Sprintf("disks[%d]", i), d)
 	}
 }
 
-func (c *Checker) disk(field string, d vm.Disk, more []string) {
-	if d.Format != "" && d.Format != "raw" && d.Format != "qcow2" && !slices.Contains(more, d.Format) {
+func (c *Checker) disk(field string, d vm.Disk) {
+	if d.Format != "" && d.Format != "raw" && d.Format != "qcow2" {
 		c.Fault(field+".format", strconv.Quote(d.Format)+" is not supported", `use "raw" or "qcow2"`)
 	}
 	if len(d.Serial) > serialMax {

@@ -74,6 +74,9 @@ func tryAll(wants []access) []error {
 		if w.write {
 			mode |= unix.W_OK
 		}
+		if w.enter {
+			mode |= unix.X_OK
+		}
 		errs[i] = unix.Faccessat(unix.AT_FDCWD, w.path, mode, unix.AT_EACCESS)
 	}
 	return errs

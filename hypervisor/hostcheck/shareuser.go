@@ -36,3 +36,46 @@ func ShareUser(sh vm.Share) (*launch.Identity, error) {
 	}
 	return launch.Lookup(sh.User)
 }
+
+// shareAccess: a share's directory is opened by its daemon, and must not be the
+// hypervisor's user's: taken over, that one could write what the guest may only read.
+func (c *Checker) shareAccess(vmm *launch.Identity) {
+	for i, sh := range c.spec.Shares {
+		if sh.Socket != "" {
+			continue
+		}
+		field := shareField(i)
+		id, err := ShareUser(sh)
+		if err != nil {
+			c.Fault(field+".user", err.Error(), hintOf(err))
+			continue
+		}
+		if vmm != nil && id != nil && vmm.UID == id.UID {
+			c.Fault(field+".user", UserName(id)+" is the hypervisor's own user, who could then write what the guest may only read", "give the share another user, or none")
+			continue
+		}
+		w := access{field: field + ".source", path: sh.Source, write: !sh.ReadOnly, enter: true, hint: shareHint(sh)}
+		errs, err := tryAs(id, []access{w})
+		if err == nil {
+			err = errs[0]
+		}
+		if err != nil {
+			c.Fault(w.field, w.refusal(id, err), w.hint)
+		}
+	}
+}
+
+func shareHint(sh vm.Share) string {
+	if os.Geteuid() == 0 {
+		return "chmod or chown it, make each directory on the way searchable, or name another user: for the share"
+	}
+	return "chmod or chown it, and make each directory on the way searchable"
+}
+
+func hintOf(err error) string {
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		return h.Hint()
+	}
+	return ""
+}

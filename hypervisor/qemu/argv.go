@@ -26,6 +26,7 @@ const action = "reboot=shutdown,panic=shutdown"
 type descriptors struct {
 	qmp     string
 	console string   // a socket's or a file's, empty without one
+	shares  []string // a connection to each one's daemon
 	smbios  []string // one structure each
 	fwCfg   []item
 }
@@ -38,6 +39,9 @@ type item struct{ key, fd string }
 func (d *Driver) Command(spec *vm.Spec, info hypervisor.Info, plan delivery.Plan) []string {
 	const fd = "<fd>"
 	ds := descriptors{qmp: fd, console: fd}
+	for range spec.Shares {
+		ds.shares = append(ds.shares, fd)
+	}
 	for range plan.Structs {
 		ds.smbios = append(ds.smbios, fd)
 	}
@@ -64,7 +68,7 @@ func arguments(spec *vm.Spec, info hypervisor.Info, ds descriptors) []string {
 	a.add("-no-user-config")
 	a.add("-display", "none")
 	a.add("-sandbox", sandbox)
-	a.add("-machine", machineType(info, accel))
+	a.machine(spec, machineType(info, accel))
 	a.add("-cpu", cpuModel(accel))
 	a.add("-smp", fmt.Sprintf("%d,sockets=1", spec.CPUs))
 	a.add("-m", fmt.Sprintf("%dM", spec.Memory>>20))
@@ -74,6 +78,7 @@ func arguments(spec *vm.Spec, info hypervisor.Info, ds descriptors) []string {
 	a.add("-device", "pvpanic-pci")
 	a.disks(spec.Disks)
 	a.interfaces(spec.Interfaces)
+	a.shares(spec.Shares, ds.shares)
 	a.console(spec.Console.Mode, ds.console)
 	a.add("-chardev", "socket,id=qmp,fd="+ds.qmp)
 	a.add("-mon", "chardev=qmp,mode=control")
@@ -155,6 +160,24 @@ func (a *args) interfaces(nics []vm.Interface) {
 			device += ",mac=" + nic.MAC
 		}
 		a.add("-device", device+",romfile=") // no network boot
+	}
+}
+
+// machine: a share's daemon works in the guest's memory, so that is a memory file
+// there, which QEMU hands to it.
+func (a *args) machine(spec *vm.Spec, kind string) {
+	if len(spec.Shares) > 0 {
+		a.add("-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", spec.Memory>>20))
+		kind += ",memory-backend=ram"
+	}
+	a.add("-machine", kind)
+}
+
+func (a *args) shares(shares []vm.Share, fds []string) {
+	for i, sh := range shares {
+		n := strconv.Itoa(i)
+		a.add("-chardev", "socket,id=fs"+n+",fd="+fds[i])
+		a.add("-device", "vhost-user-fs-pci,chardev=fs"+n+",tag="+escape(sh.Tag))
 	}
 }
 

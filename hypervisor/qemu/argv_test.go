@@ -30,6 +30,7 @@ func full() *vm.Spec {
 		{Path: "/images/data.qcow2", Format: "qcow2"},
 	}
 	s.Interfaces = []vm.Interface{{Type: "tap", ID: "vm-test", MAC: "02:00:00:01:01:01"}, {Type: "tap", ID: "a,b"}}
+	s.Shares = []vm.Share{{Tag: "ro-store", Source: "/nix/store", ReadOnly: true}, {Tag: "b", Source: "/srv/a,b"}}
 	return s
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/hostcheck"
+	"github.com/vmcred/vmcred/hypervisor/virtiofs"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
 )
@@ -20,7 +21,7 @@ const maxCPUs = 255
 const kvmDevice = "/dev/kvm"
 
 // Check lists what this driver cannot do, and what of the specification is not
-// on this host. It reads no file; who may open what is CheckAccess.
+// on this host. It reads no file, and asks a share's daemon its version; who may open what is CheckAccess.
 func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 	c := hostcheck.New(spec)
 	checkMachine(c, spec, info)
@@ -28,8 +29,9 @@ func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 	c.Boot()
 	c.Disks()
 	c.Interfaces("qemu")
+	c.Shares()
 	c.ConsoleFile()
-	return c.Problems()
+	return append(c.Problems(), virtiofs.Check(spec, virtiofs.Options{CacheDir: d.o.CacheDir})...)
 }
 
 // CheckAccess implements [hypervisor.AccessChecker]. Start does it again, before
@@ -77,9 +79,6 @@ func checkMachine(c *hostcheck.Checker, spec *vm.Spec, info hypervisor.Info) {
 
 // checkNotYet refuses by name what the file may say and this driver cannot do.
 func checkNotYet(c *hostcheck.Checker, spec *vm.Spec) {
-	if len(spec.Shares) > 0 {
-		c.Fault("shares", "shared directories are not supported with qemu yet", "use a disk")
-	}
 	if spec.Vsock != nil {
 		c.Fault("vsock", "vsock is not supported with qemu yet", "")
 	}

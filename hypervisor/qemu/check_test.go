@@ -33,7 +33,7 @@ func TestCheck(t *testing.T) {
 		"machine":     {func(s *vm.Spec) { s.QEMU.Machine = "microvm" }, `error: qemu.machine: "microvm" is not supported yet [use "q35"]`},
 		"kvm":         {func(s *vm.Spec) { s.QEMU.Accel = "kvm" }, `error: qemu.accel: KVM cannot be used on this host: SSE code does not run [use "auto"`},
 		"accel":       {func(s *vm.Spec) { s.QEMU.Accel = "hax" }, `error: qemu.accel: "hax"`},
-		"shares":      {func(s *vm.Spec) { s.Shares = []vm.Share{{Tag: "x"}} }, "error: shares: "},
+		"shares":      {func(s *vm.Spec) { s.Shares = []vm.Share{{Tag: "x", Socket: kernel}} }, "error: shares[0]: "},
 		"vsock":       {func(s *vm.Spec) { s.Vsock = &vm.Vsock{CID: 3} }, "error: vsock: "},
 		"notify":      {func(s *vm.Spec) { s.Notify = vm.NotifyGuest }, `error: notify: waiting for the guest's READY=1 is not supported with qemu yet [use "boot"]`},
 		"cpus":        {func(s *vm.Spec) { s.CPUs = 256 }, "error: cpus: q35 has 1 to 255 CPUs, not 256"},

@@ -18,6 +18,7 @@ import (
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/console"
 	"github.com/vmcred/vmcred/hypervisor/qemu/qmp"
+	"github.com/vmcred/vmcred/hypervisor/virtiofs"
 	"github.com/vmcred/vmcred/internal/launch"
 )
 
@@ -31,6 +32,7 @@ type machine struct {
 	qmp     *qmp.Client
 	console *console.Console
 	said    *console.Words
+	shares  *virtiofs.Servers
 	events  chan hypervisor.Event // room for each kind once, so nothing waits for a reader
 	stops   chan struct{}         // QEMU stopped the guest, and nobody has asked why yet
 	asked   chan struct{}         // closed when nobody will ask any more
@@ -62,9 +64,9 @@ func (e exit) how() string {
 }
 
 // newMachine takes over the process and all that is connected to it.
-func newMachine(proc *launch.Process, control net.Conn, c *console.Console, s *console.Words) *machine {
+func newMachine(proc *launch.Process, control net.Conn, c *console.Console, s *console.Words, shares *virtiofs.Servers) *machine {
 	m := &machine{
-		proc: proc, console: c, said: s,
+		proc: proc, console: c, said: s, shares: shares,
 		events:  make(chan hypervisor.Event, 8),
 		emitted: make(map[hypervisor.EventKind]bool),
 		stops:   make(chan struct{}, 1), asked: make(chan struct{}),
@@ -73,6 +75,7 @@ func newMachine(proc *launch.Process, control net.Conn, c *console.Console, s *c
 	c.Started()
 	m.qmp = qmp.New(control, m.heard)
 	go m.askWhy()
+	shares.Watch(proc.Done(), func(err error) { m.emit(hypervisor.EventShareLost, err.Error()) })
 	go m.settle()
 	return m
 }
@@ -251,6 +254,7 @@ func (m *machine) settle() {
 	_ = m.qmp.Close() // its reader, which fills m.stops, is gone then
 	close(m.stops)
 	<-m.asked
+	m.shares.Finish(grace)
 	m.console.Finish(grace)
 	m.said.Finish(grace)
 	m.mu.Lock()

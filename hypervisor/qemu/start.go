@@ -15,6 +15,7 @@ import (
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/console"
 	"github.com/vmcred/vmcred/hypervisor/qemu/qmp"
+	"github.com/vmcred/vmcred/hypervisor/virtiofs"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
 )
@@ -42,12 +43,17 @@ type starter struct {
 	qmp              net.Conn
 	stderr           *os.File
 	qmpEnd, stderrIn *os.File // the child's ends
+	shares           *virtiofs.Servers
+	shareConns       []*os.File // the child's, too
 	feed             *feed
-	machine          *machine // from here on it owns the first three
+	machine          *machine // from here on it owns console, qmp, stderr and shares
 }
 
 func (s *starter) start(ctx context.Context, d *Driver) error {
 	if err := s.open(); err != nil {
+		return err
+	}
+	if err := s.openShares(ctx, d); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -65,7 +71,7 @@ func (s *starter) start(ctx context.Context, d *Driver) error {
 		return withHint(&Error{Message: "QEMU's process", Err: err})
 	}
 	s.closeChildEnds()
-	s.machine = newMachine(proc, s.qmp, s.console, console.Listen(s.stderr, s.l.Log, "QEMU's messages"))
+	s.machine = newMachine(proc, s.qmp, s.console, console.Listen(s.stderr, s.l.Log, "QEMU's messages"), s.shares)
 	limited, cancel := context.WithTimeout(ctx, d.o.StartTimeout)
 	defer cancel()
 	return s.converse(limited)
@@ -86,6 +92,25 @@ func (s *starter) open() error {
 	return nil
 }
 
+// openShares starts the shares' daemons, and connects to each for QEMU.
+func (s *starter) openShares(ctx context.Context, d *Driver) error {
+	var err error
+	s.shares, err = virtiofs.Start(ctx, s.l.Spec.Shares, virtiofs.StartOptions{
+		Options: virtiofs.Options{CacheDir: d.o.CacheDir}, RunDir: s.l.RunDir, VMM: s.l.Identity, Log: s.l.Log,
+	})
+	if err != nil {
+		return err
+	}
+	for i := range s.l.Spec.Shares {
+		conn, err := s.shares.Dial(i)
+		if err != nil {
+			return err
+		}
+		s.shareConns = append(s.shareConns, conn)
+	}
+	return nil
+}
+
 // spawn starts QEMU with an empty environment and nothing but what it is given.
 func (s *starter) spawn() (*launch.Process, error) {
 	c := &launch.Command{
@@ -98,6 +123,9 @@ func (s *starter) spawn() (*launch.Process, error) {
 	if f := s.console.Child(); f != nil {
 		ds.console = donate("console", f)
 	}
+	for _, f := range s.shareConns {
+		ds.shares = append(ds.shares, donate(f.Name(), f))
+	}
 	for _, m := range s.feed.smbios {
 		ds.smbios = append(ds.smbios, donate("smbios", m.File()))
 	}
@@ -109,12 +137,12 @@ func (s *starter) spawn() (*launch.Process, error) {
 }
 
 func (s *starter) closeChildEnds() {
-	for _, f := range []*os.File{s.qmpEnd, s.stderrIn} {
+	for _, f := range append(s.shareConns, s.qmpEnd, s.stderrIn) {
 		if f != nil {
 			_ = f.Close()
 		}
 	}
-	s.qmpEnd, s.stderrIn = nil, nil
+	s.qmpEnd, s.stderrIn, s.shareConns = nil, nil, nil
 }
 
 // converse brings QEMU from its greeting to a running guest. The greeting comes
@@ -159,6 +187,8 @@ func (s *starter) undo(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded):
 		return &Error{Message: "QEMU did not answer" + tail(m.said.All()), Err: cmp.Or(ctx.Err(), err)}
+	case m.shares.Fault() != nil: // QEMU only says that the other side hung up
+		return m.shares.Fault()
 	case ended:
 		return withHint(&Error{Message: "QEMU did not start (" + m.exit.how() + ")" + tail(m.said.All())})
 	}
@@ -169,6 +199,7 @@ func (s *starter) undo(ctx context.Context, err error) error {
 }
 
 func (s *starter) closeOurEnds() {
+	s.shares.Finish(0)
 	if s.console != nil {
 		s.console.Finish(grace)
 	}

@@ -34,6 +34,7 @@ type Servers struct {
 
 	mu    sync.Mutex // guards what follows
 	ended bool       // we end them ourselves
+	fault error
 }
 
 // StartOptions are what a start needs.
@@ -182,39 +183,39 @@ func (s *Servers) ending() bool {
 	return s.ended
 }
 
-// Fault is the first daemon that failed by itself, or nil. Ask before [Servers.Finish].
+// Fault is what the first daemon that failed by itself said, or nil.
 func (s *Servers) Fault() error {
 	if s == nil {
 		return nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, srv := range s.running {
-		if srv == nil {
-			continue
-		}
-		select {
-		case <-srv.done:
-			if !srv.healthy() {
-				return srv.fault()
-			}
-		default:
+		if s.fault == nil && !s.ended && srv != nil && waitFor(srv.done, 0) && !srv.healthy() {
+			s.fault = srv.fault()
 		}
 	}
-	return nil
+	return s.fault
 }
 
 // Finish ends them: the VMM is gone, and they with it; what is left after the
-// patience is killed.
+// patience is killed. What one of them died of [Servers.Fault] says.
 func (s *Servers) Finish(patience time.Duration) {
 	if s == nil {
 		return
 	}
-	s.mu.Lock()
-	s.ended = true
-	s.mu.Unlock()
 	deadline := time.Now().Add(patience)
 	for _, srv := range s.running {
 		if srv != nil {
-			waitFor(srv.done, time.Until(deadline))
+			console.WaitFor(srv.done, time.Until(deadline))
+		}
+	}
+	_ = s.Fault() // before we kill one
+	s.mu.Lock()
+	s.ended = true
+	s.mu.Unlock()
+	for _, srv := range s.running {
+		if srv != nil {
 			srv.kill()
 		}
 	}

@@ -143,7 +143,9 @@ func TestFinishKills(t *testing.T) {
 		}
 	}
 	dir := s.dir.Name()
-	s.Finish(0)
+	if s.Finish(0); s.Fault() != nil {
+		t.Errorf("killed by us, and it is a fault: %v", s.Fault())
+	}
 	for _, pid := range pids {
 		gone(t, pid)
 	}
@@ -169,7 +171,9 @@ func TestLost(t *testing.T) {
 			_ = conn.Close()
 			<-s.running[0].done
 			close(vmm)
-			s.Finish(patience)
+			if s.Finish(patience); s.Fault() != nil {
+				t.Error(s.Fault())
+			}
 			select {
 			case err := <-lost:
 				t.Errorf("the VM has ended, and: %v", err)
@@ -188,10 +192,10 @@ func TestLost(t *testing.T) {
 		case <-time.After(patience):
 			t.Error("nobody was told")
 		}
-		if s.Fault() == nil {
+		close(vmm)
+		if s.Finish(0); s.Fault() == nil {
 			t.Error("no fault")
 		}
-		close(vmm)
 	}
 }
 
@@ -249,7 +253,7 @@ func TestWhoMayConnect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Finish(0)
+	t.Cleanup(func() { s.Finish(0) })
 	const probe = `import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])`
 	try := func(uid uint32, path func(fd int) string) error {
 		c := &launch.Command{Path: "/usr/bin/python3", Identity: &launch.Identity{UID: uid, GID: uid}}

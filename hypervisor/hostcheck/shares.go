@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package hostcheck
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/vmcred/vmcred/hypervisor/console"
+	"github.com/vmcred/vmcred/vm"
+)
+
+func shareField(i int) string { return fmt.Sprintf("shares[%d]", i) }
+
+// Shares looks at each shared directory: whether it is one, and what the guest
+// would get with it. A credential's own source in it is an error: the guest's root
+// would read, and perhaps write, what it is given once and measured.
+func (c *Checker) Shares() {
+	for i, sh := range c.spec.Shares {
+		field := shareField(i)
+		if sh.Proto != "" && sh.Proto != "virtiofs" {
+			c.Fault(field+".proto", strconv.Quote(sh.Proto)+" is not supported", `use "virtiofs"`)
+			continue
+		}
+		if sh.Socket != "" {
+			if st := c.stat(field, sh.Socket); st != nil && st.Mode().Type() != fs.ModeSocket {
+				c.Fault(field, QuotePath(sh.Socket)+" is "+console.KindOf(st.Mode())+", not a socket", "")
+			}
+		}
+		if sh.Source != "" || sh.Socket == "" {
+			c.share(field+".source", sh)
+		}
+		if sh.User == rootUser {
+			c.Warn(field+".user", "its daemon is root: files get whatever owner and mode the guest's root likes, and a daemon that is taken over is root in its sandbox",
+				"leave user: out, if it need not keep the owners of files")
+		}
+	}
+}
+
+func (c *Checker) share(field string, sh vm.Share) {
+	st := c.stat(field, sh.Source)
+	if st == nil {
+		return
+	}
+	if !st.IsDir() {
+		c.Fault(field, QuotePath(sh.Source)+" is "+console.KindOf(st.Mode())+", not a directory", "")
+		return
+	}
+	for _, cred := range c.spec.Credentials {
+		if p := cred.Source.Path; p != "" && filepath.IsAbs(p) && covers(st, p) {
+			c.Fault(field, fmt.Sprintf("%s holds %s, the source of the credential %s", QuotePath(sh.Source), QuotePath(p), cred.Host),
+				"share another directory, or keep the credential elsewhere")
+			return
+		}
+	}
+	resolved, err := filepath.EvalSymlinks(sh.Source)
+	if err != nil {
+		c.Fault(field, reason(sh.Source, err), "")
+		return
+	}
+	for _, p := range forbidden() {
+		if covers(st, p.path) || p.within && within(resolved, p.path) {
+			c.Fault(field, fmt.Sprintf("%s holds or is in %s: %s", QuotePath(sh.Source), p.path, p.why), "share another directory")
+			return
+		}
+	}
+	if why := secretDirectory(resolved); why != "" {
+		c.Warn(field, fmt.Sprintf("%s looks like a directory of secrets (%s): the guest's root reads all of it at any time, and no record, check of sizes or proof is made of it",
+			QuotePath(sh.Source), why), "give it the values it needs by credentials:")
+	}
+}
+
+type forbiddenPath struct {
+	path   string
+	within bool // a directory below it is as bad
+	why    string
+}
+
+// forbidden are no VM's to see. A share that holds one of them is refused, as is
+// all of the host.
+func forbidden() []forbiddenPath {
+	return []forbiddenPath{
+		{"/run/credentials", true, "the secrets of the host's services"},
+		{"/run/vmcred", true, "the sockets and records of running VMs"},
+		{"/etc/vmcred", true, "what says which VM gets which secret"},
+		{"/proc", true, "the host's processes and its kernel"},
+		{"/sys", true, "the host's devices and its kernel"},
+	}
+}
+
+// covers says whether the path lies in that directory, by whichever links and
+// bind mounts. A path that is not there lies where it would be.
+func covers(dir fs.FileInfo, path string) bool {
+	for _, p := range []string{filepath.Clean(path), resolve(path)} {
+		for ; ; p = filepath.Dir(p) {
+			if st, err := os.Stat(p); err == nil && os.SameFile(dir, st) {
+				return true
+			}
+			if p == "/" {
+				break
+			}
+		}
+	}
+	return false
+}
+
+// resolve follows the links of what there is of the path.
+func resolve(path string) string {
+	rest := ""
+	for p := filepath.Clean(path); ; p = filepath.Dir(p) {
+		if real, err := filepath.EvalSymlinks(p); err == nil {
+			return filepath.Join(real, rest)
+		}
+		if p == "/" {
+			return path
+		}
+		rest = filepath.Join(filepath.Base(p), rest)
+	}
+}
+
+func within(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// secretPlaces are patterns of directories that hold secrets, from where sops-nix,
+// agenix, NixOps, systemd and clan put them.
+func secretPlaces() []string {
+	return []string{
+		"/run/secrets*", "/run/agenix*", "/run/keys", "/run/user/*/secrets*", "/run/user/*/agenix*",
+		"/etc/credstore*", "/run/credstore*", "/usr/lib/credstore*", "/var/lib/*/vars", "/var/lib/sops*",
+	}
+}
+
+// secretDirectory says in a few words why a directory looks like one of secrets, or "".
+func secretDirectory(dir string) string {
+	for p := dir; p != "/"; p = filepath.Dir(p) {
+		for _, pattern := range secretPlaces() {
+			if ok, _ := path.Match(pattern, p); ok {
+				return "by its place"
+			}
+		}
+	}
+	if onlyPrivate(dir) {
+		return "its files are for their owner to read only"
+	}
+	return ""
+}
+
+// entriesMax is how many files of a directory are looked at.
+const entriesMax = 1000
+
+// onlyPrivate is true if there are files, and each is 0400. It reads none.
+func onlyPrivate(dir string) bool {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	entries, _ := f.ReadDir(entriesMax)
+	files := 0
+	for _, e := range entries {
+		st, err := e.Info()
+		if err != nil || !st.Mode().IsRegular() {
+			continue
+		}
+		if st.Mode().Perm() != 0o400 {
+			return false
+		}
+		files++
+	}
+	return files > 0
+}
