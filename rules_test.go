@@ -47,6 +47,8 @@ var mayImport = map[string][]string{
 
 	"hypervisor/qemu/qmp": {},
 
+	"internal/systemctl": {},
+
 	"hypervisor/cloudhypervisor":     {"hypervisor", "hypervisor/cloudhypervisor/api", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/virtiofs", "hypervisor/vsock", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
 	"hypervisor/cloudhypervisor/api": {"secret"},
 	"hypervisor/vsock":               {"internal/launch"},

@@ -43,7 +43,7 @@ type Relay struct {
 	forward func(Message)
 	log     func(string)
 
-	pass sync.Mutex // held while a message is passed on: they stay in order
+	turn chan struct{} // filled while a message is passed on: they stay in order
 
 	mu     sync.Mutex // guards what follows
 	peers  []net.Conn // those being read, the oldest first
@@ -63,12 +63,16 @@ type Stats struct {
 
 // NewRelay returns a relay that hands each message to forward, one at a time and
 // in order. A forward that waits makes the guest wait. Log gets a line for each
-// kind of thing that is not passed on, once; nil: nobody.
+// kind of thing that is not passed on, once, and must not call the relay; nil:
+// nobody does.
 func NewRelay(forward func(Message), log func(string)) *Relay {
 	if log == nil {
 		log = func(string) {}
 	}
-	return &Relay{forward: forward, log: log, bucket: rate.NewLimiter(perSecond, burst), told: map[string]bool{}}
+	return &Relay{
+		forward: forward, log: log, turn: make(chan struct{}, 1),
+		bucket: rate.NewLimiter(perSecond, burst), told: map[string]bool{},
+	}
 }
 
 // Stats returns what has happened until now.
@@ -104,9 +108,9 @@ func (r *Relay) Handle(conn net.Conn) {
 		return
 	}
 	// Closed before it is passed on, so that the guest goes on; the next message
-	// can then be here at once, and waits for the lock.
-	r.pass.Lock()
-	defer r.pass.Unlock()
+	// can then be here at once, and waits for its turn.
+	r.turn <- struct{}{}
+	defer func() { <-r.turn }()
 	if !r.may(m) {
 		return
 	}

@@ -162,10 +162,15 @@ func TestAPeerWithoutEndIsCutAtTheSecond(t *testing.T) {
 func TestSilentPeersDoNotKeepAMessageOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRecord()
-		for range 5 * MaxPeers {
-			r.handle()
+		first := r.handle()
+		for range 5*MaxPeers - 1 {
 			synctest.Wait()
+			r.handle()
 		}
+		if d := closed(t, first); d != 0 {
+			t.Errorf("the oldest stayed for %v", d)
+		}
+		synctest.Wait()
 		c := r.handle()
 		send(t, c, "READY=1\n")
 		if d := closed(t, c); d != 0 {
@@ -197,7 +202,11 @@ func TestAFloodDoesNotHideTheFirstReady(t *testing.T) {
 		if got := r.got(); len(got) != burst+1 || got[burst] != "READY=1" {
 			t.Errorf("%d passed on, the last: %q", len(got), got[len(got)-1])
 		}
-		if s := r.Stats(); s.Limited != 2*burst+1 || len(r.lines) != 1 {
+		unread := r.handle()
+		if d := closed(t, unread); d != 0 {
+			t.Errorf("one over the limit was read for %v", d)
+		}
+		if s := r.Stats(); s.Limited != 2*burst+2 || len(r.lines) != 1 {
 			t.Errorf("%+v, said %q", s, r.lines)
 		}
 		<-time.After(time.Second)
@@ -206,6 +215,34 @@ func TestAFloodDoesNotHideTheFirstReady(t *testing.T) {
 		}
 		if n := len(r.got()) - burst - 1; n != perSecond {
 			t.Errorf("%d in the next second", n)
+		}
+	})
+}
+
+func TestASlowHostDoesNotHoldTheGuest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got []string
+		goOn := make(chan struct{})
+		r := NewRelay(func(m Message) {
+			got = append(got, m.Status)
+			<-goOn
+		}, nil)
+		for _, s := range []string{"STATUS=1\n", "STATUS=2\n"} {
+			guest, host := net.Pipe()
+			go r.Handle(host)
+			send(t, guest, s)
+			if s == "STATUS=1\n" {
+				closed(t, guest)
+			}
+		}
+		synctest.Wait()
+		if len(got) != 1 {
+			t.Errorf("not one after the other: %q", got)
+		}
+		close(goOn)
+		synctest.Wait()
+		if strings.Join(got, "") != "12" {
+			t.Errorf("order: %q", got)
 		}
 	})
 }
@@ -219,8 +256,7 @@ func TestMessagesStayInOrder(t *testing.T) {
 		closed(t, c) // as PID 1 does, before it says the next
 		want = append(want, fmt.Sprintf("STATUS=%d", i))
 	}
-	r.pass.Lock() // the last one is through
-	defer r.pass.Unlock()
+	r.turn <- struct{}{} // the last one is through
 	r.want(t, want...)
 }
 

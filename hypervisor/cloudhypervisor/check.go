@@ -35,7 +35,7 @@ func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 	checkFirmware(c, spec)
 	checkExtra(c, spec.CloudHypervisor.Extra)
 	c.Boot()
-	c.Disks()
+	c.Disks("vhd", "vhdx")
 	c.Interfaces("cloud-hypervisor")
 	c.Shares()
 	c.ConsoleFile()

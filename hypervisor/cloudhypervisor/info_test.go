@@ -180,7 +180,7 @@ func TestNoTapIsMade(t *testing.T) {
 		t.Skip("SKIPPED: only root could make one, and needs " + hostcheck.Tun)
 	}
 	const name = "vmcred-none0"
-	if f, err := openTap(name); err == nil {
+	if f, err := openTap(name, false); err == nil {
 		_ = f.Close()
 		t.Error("it was made")
 	}

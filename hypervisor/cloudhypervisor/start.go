@@ -68,9 +68,9 @@ type starter struct {
 	host    *vsock.Host       // where the VMM has its sockets, nil if it makes none
 	shares  *virtiofs.Servers // nil without shares
 	paths   paths             // what these are in the VMM
-	taps    []*os.File
-	theirs  []*os.File // the VMM's ends: API listener, events, words
-	machine *machine   // from here on it owns all but the last three
+	taps    [][]*os.File      // for each interface one for each pair of queues
+	theirs  []*os.File        // the VMM's ends: API listener, events, words
+	machine *machine          // from here on it owns all but the last three
 }
 
 func (s *starter) start(ctx context.Context, d *Driver) error {
@@ -104,12 +104,8 @@ func (s *starter) open(ctx context.Context, d *Driver) error {
 	if s.console, err = console.OpenPipe(s.l.Spec.Console, s.l.Identity, s.l.Console); err != nil {
 		return err
 	}
-	for _, nic := range s.l.Spec.Interfaces {
-		tap, err := openTap(nic.ID)
-		if err != nil {
-			return err
-		}
-		s.taps = append(s.taps, tap)
+	if err := s.openTaps(); err != nil {
+		return err
 	}
 	if err := s.meet(ctx, d); err != nil {
 		return err
@@ -219,28 +215,6 @@ func (s *starter) linkConsole() error {
 		return nil
 	}
 	return errors.Join(os.RemoveAll(link), os.Symlink(vsock.Path("", hypervisor.ConsoleSocket), link))
-}
-
-// addTaps gives the VM its taps, which this process has opened.
-func (s *starter) addTaps(ctx context.Context) error {
-	for i, nic := range s.l.Spec.Interfaces {
-		body, err := addNet(i, nic)
-		if err != nil {
-			return err
-		}
-		if err := s.machine.client.PutFiles(ctx, "vm.add-net", body, s.taps[i]); err != nil {
-			return err
-		}
-	}
-	s.closeTaps()
-	return nil
-}
-
-func (s *starter) closeTaps() {
-	for _, f := range s.taps {
-		_ = f.Close()
-	}
-	s.taps = nil
 }
 
 // create hands the VM over with its strings, and wipes them here.

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/vmcred/vmcred/hypervisor/console"
@@ -51,15 +52,16 @@ func (c *Checker) Boot() {
 	}
 }
 
-// Disks looks for each disk, which is raw or qcow2.
-func (c *Checker) Disks() {
+// Disks looks for each disk, which is raw or qcow2, or of one more format that the
+// VMM knows.
+func (c *Checker) Disks(more ...string) {
 	for i, d := range c.spec.Disks {
-		c.disk(fmt.Sprintf("disks[%d]", i), d)
+		c.disk(fmt.Sprintf("disks[%d]", i), d, more)
 	}
 }
 
-func (c *Checker) disk(field string, d vm.Disk) {
-	if d.Format != "" && d.Format != "raw" && d.Format != "qcow2" {
+func (c *Checker) disk(field string, d vm.Disk, more []string) {
+	if d.Format != "" && d.Format != "raw" && d.Format != "qcow2" && !slices.Contains(more, d.Format) {
 		c.Fault(field+".format", strconv.Quote(d.Format)+" is not supported", `use "raw" or "qcow2"`)
 	}
 	if len(d.Serial) > serialMax {

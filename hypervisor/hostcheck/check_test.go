@@ -195,6 +195,7 @@ func TestTap(t *testing.T) {
 	add("vmcred-q1", "user", "65530")
 	add("vmcred-q2", "group", "65533")
 	add("vmcred-q3")
+	add("vmcred-q4", "multi_queue")
 	kernel := touch(t, t.TempDir(), "kernel")
 	s := spec(kernel)
 	for i := range 4 {
@@ -203,6 +204,7 @@ func TestTap(t *testing.T) {
 	if got := faults(all(s)); got != "" {
 		t.Error(got)
 	}
+	testQueues(t)
 	for _, tc := range []struct {
 		id   launch.Identity
 		want []bool
@@ -217,4 +219,42 @@ func TestTap(t *testing.T) {
 			}
 		}
 	}
+}
+
+// testQueues: what the kernel would not attach to, and descriptors that are no tap.
+func testQueues(t *testing.T) {
+	t.Helper()
+	tun, err := os.OpenFile(Tun, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tun.Close()
+	fd := int(tun.Fd())
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
+		t.Fatal(err)
+	}
+	check := func(nic vm.Interface, want string) {
+		t.Helper()
+		nic.Type = "tap"
+		c := New(&vm.Spec{Interfaces: []vm.Interface{nic}})
+		c.Interfaces("some VMM")
+		if got := faults(c.Problems()); want == "" && got != "" || !strings.Contains(got, want) {
+			t.Errorf("%+v: %q, want %q", nic, got, want)
+		}
+	}
+	check(vm.Interface{ID: "vmcred-q3", Pairs: 2}, "has one pair of queues, and the VM several")
+	check(vm.Interface{ID: "vmcred-q4"}, "several pairs of queues, and the VM has one")
+	check(vm.Interface{ID: "vmcred-q4", Pairs: 2}, "")
+	check(vm.Interface{FDs: []int{fd}}, fmt.Sprintf("descriptor %d of this process is no tap", fd))
+	check(vm.Interface{FDs: []int{1 << 20}}, "is no tap")
+	req, err := unix.NewIfreq("vmcred-q3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+		t.Fatal(err)
+	}
+	check(vm.Interface{FDs: []int{fd}}, "")
+	check(vm.Interface{FDs: []int{fd}, Pairs: 2}, "has 1 descriptors for 2 pairs")
 }

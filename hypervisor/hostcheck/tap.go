@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
 )
@@ -19,7 +21,10 @@ const Tun = "/dev/net/tun"
 
 const (
 	netClass = "/sys/class/net"
-	iffTap   = 0x2 // IFF_TAP of linux/if_tun.h, as tun_flags shows it
+
+	// IFF_TAP and IFF_MULTI_QUEUE of linux/if_tun.h, as tun_flags shows them.
+	iffTap        = 0x2
+	iffMultiQueue = 0x100
 )
 
 // Interfaces looks for each tap. The hypervisor is who supports no other kind yet.
@@ -30,7 +35,27 @@ func (c *Checker) Interfaces(hypervisor string) {
 			c.Fault(field+".type", strconv.Quote(nic.Type)+" is not supported with "+hypervisor+" yet", `use "tap"`)
 			continue
 		}
+		if len(nic.FDs) > 0 {
+			c.descriptors(field, nic)
+			continue
+		}
 		c.tap(field, nic)
+	}
+}
+
+// descriptors looks whether each is this process's, and a tap.
+func (c *Checker) descriptors(field string, nic vm.Interface) {
+	if pairs := max(1, nic.Pairs); len(nic.FDs) != pairs {
+		c.Fault(field, fmt.Sprintf("has %d descriptors for %d pairs of queues", len(nic.FDs), pairs), "")
+	}
+	for _, fd := range nic.FDs {
+		req, err := unix.NewIfreq("")
+		if err == nil {
+			err = unix.IoctlIfreq(fd, unix.TUNGETIFF, req)
+		}
+		if err != nil || req.Uint16()&unix.IFF_TAP == 0 {
+			c.Fault(field, fmt.Sprintf("descriptor %d of this process is no tap", fd), "open it in the process that starts this one")
+		}
 	}
 }
 
@@ -44,10 +69,23 @@ func (c *Checker) tap(field string, nic vm.Interface) {
 		c.Fault(field+".id", "there is no interface "+nic.ID+" on this host", cure)
 	} else if !isTap(nic.ID) {
 		c.Fault(field+".id", nic.ID+" is an interface, but no tap", cure)
+	} else if multi := tapFlags(nic.ID)&iffMultiQueue != 0; multi != (nic.Pairs > 1) {
+		c.queues(field+".id", nic.ID, multi)
 	}
 	if !Exists(Tun) {
 		c.Fault(field, Tun+" is missing", "modprobe tun")
 	}
+}
+
+// queues: the kernel lets nobody attach to a tap with one queue as to one with
+// several, nor the other way round.
+func (c *Checker) queues(field, name string, multi bool) {
+	add := "ip tuntap add dev " + name + " mode tap user USER"
+	if multi {
+		c.Fault(field, "the tap "+name+" is one for several pairs of queues, and the VM has one pair", "make it anew without multi_queue: "+add)
+		return
+	}
+	c.Fault(field, "the tap "+name+" has one pair of queues, and the VM several", "make it anew with: "+add+" multi_queue")
 }
 
 // taps refuses those that belong to another user. Root may attach to all.
@@ -56,16 +94,22 @@ func (c *Checker) taps(id *launch.Identity) {
 		return
 	}
 	for i, nic := range c.spec.Interfaces {
-		if nic.Type == "tap" && isTap(nic.ID) && !mayAttach(nic.ID, id) {
+		if nic.Type == "tap" && nic.ID != "" && isTap(nic.ID) && !mayAttach(nic.ID, id) {
 			c.Fault(fmt.Sprintf("interfaces[%d].id", i), fmt.Sprintf("the tap %s belongs to another user than %s", nic.ID, UserName(id)),
 				fmt.Sprintf("make it anew with: ip tuntap add dev %s mode tap user %s", nic.ID, UserName(id)))
 		}
 	}
 }
 
-func isTap(name string) bool {
+func isTap(name string) bool { return tapFlags(name)&iffTap != 0 }
+
+// tapFlags are those of a tun or tap device, 0 of another.
+func tapFlags(name string) int64 {
 	flags, err := strconv.ParseInt(netAttribute(name, "tun_flags"), 0, 64)
-	return err == nil && flags&iffTap != 0
+	if err != nil {
+		return 0
+	}
+	return flags
 }
 
 // netAttribute reads one file of /sys/class/net/NAME, without its newline.

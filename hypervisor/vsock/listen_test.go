@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,20 +61,89 @@ func TestListenRefuses(t *testing.T) {
 	}
 }
 
-// A pipe stands where the socket should be, and whatever does so between the bind
-// and the look is not given away either.
+// What stands where the socket should be is not bound to, and what takes its place
+// after that is not given away.
 func TestListenGivesNothingElseAway(t *testing.T) {
 	needRoot(t)
 	d := makeDir(t, runDir(t), nil)
-	if err := os.Symlink("/etc/passwd", d.Path("s_1")); err != nil {
+	l, err := Listen(d, "real", 1, nil)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(d, "s", 1, vmUser(t)); !errors.Is(err, unix.EADDRINUSE) {
-		t.Errorf("%v", err)
+	defer l.Close()
+	for name, put := range map[string]func(path string) error{
+		"link": func(p string) error { return os.Symlink(d.Path("real_1"), p) },
+		"file": func(p string) error { return os.WriteFile(p, nil, 0o600) },
+	} {
+		if err := put(d.Path(name + "_1")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Listen(d, name, 1, vmUser(t)); !errors.Is(err, unix.EADDRINUSE) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := d.giveSocket(name+"_1", vmUser(t)); err == nil {
+			t.Errorf("gave a %s away", name)
+		}
 	}
-	if err := d.giveSocket("s_1", vmUser(t)); err == nil {
-		t.Error("gave a link away")
+}
+
+// A listener that outlives its directory must not remove the next one's socket,
+// whose directory may have the same descriptor.
+func TestAListenerThatIsLate(t *testing.T) {
+	run := runDir(t)
+	old, err := MakeDir(run, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
+	late, err := Listen(old, "s", 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d := makeDir(t, run, nil)
+	l, err := Listen(d, "s", 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := late.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := connect(d, "s_1"); err != nil {
+		t.Errorf("the new socket is gone: %v", err)
+	}
+}
+
+// one hands out one connection and is closed then.
+type one struct {
+	net.Listener
+	conn net.Conn
+}
+
+func (o *one) Accept() (net.Conn, error) {
+	if c := o.conn; c != nil {
+		o.conn = nil
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func TestServeWaitsForItsHandlers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, host := net.Pipe()
+		finish, served := make(chan struct{}), make(chan struct{})
+		go func() { Serve(&one{conn: host}, func(net.Conn) { <-finish }); close(served) }()
+		synctest.Wait()
+		select {
+		case <-served:
+			t.Error("it did not wait")
+		default:
+		}
+		close(finish)
+		<-served
+	})
 }
 
 func TestServe(t *testing.T) {
@@ -121,11 +191,6 @@ func TestServe(t *testing.T) {
 	_ = tooMany.Close()
 	if err := l.Close(); err != nil {
 		t.Error(err)
-	}
-	select {
-	case <-served:
-		t.Error("it did not wait for its handlers")
-	default:
 	}
 	close(finish)
 	<-served

@@ -24,6 +24,7 @@ const (
 	exitOK       = 0
 	exitFailed   = 1   // it failed, and a restart may help
 	exitUsage    = 2   // the command line is wrong
+	exitStopped  = 3   // status: the VM does not run, as systemctl status has it
 	exitRefused  = 78  // refused, and a restart will not help (sysexits.h: EX_CONFIG)
 	exitRebooted = 133 // the guest rebooted; a unit starts anew
 )
@@ -93,7 +94,8 @@ func (a *app) tree() *cobra.Command {
 through memory alone, into the guest's own systemd credentials.
 
 Exit status: 0 done; 1 it failed, and trying again may help; 2 the command line
-is wrong; 78 refused, and trying again will not help; 133 the guest rebooted.`,
+is wrong; 3 the VM does not run (status); 78 refused, and trying again will not
+help; 133 the guest rebooted (run).`,
 		Example: `  vmcred check test-vm     is anything wrong?
   vmcred plan test-vm      what would it get, and how?
   vmcred run test-vm`,
@@ -114,12 +116,12 @@ is wrong; 78 refused, and trying again will not help; 133 the guest rebooted.`,
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return &usageError{command: c, err: err} })
 	root.AddGroup(
 		&cobra.Group{ID: "run", Title: "Run a VM:"},
-		&cobra.Group{ID: "look", Title: "Look before you start:"},
+		&cobra.Group{ID: "look", Title: "Look:"},
 		&cobra.Group{ID: "setup", Title: "Set up:"},
 	)
 	for group, commands := range map[string][]*cobra.Command{
-		"run":   {a.runCommand()},
-		"look":  {a.checkCommand(), a.planCommand()},
+		"run":   {a.runCommand(), a.stopCommand()},
+		"look":  {a.checkCommand(), a.listCommand(), a.planCommand(), a.statusCommand()},
 		"setup": {a.unitsCommand(), a.completionCommand(), a.versionCommand(), helpCommand()},
 	} {
 		for _, c := range commands {

@@ -149,6 +149,11 @@ func (p *parser) report(out *Report) error {
 	if err := p.fwCfg(out); err != nil {
 		return err
 	}
+	if p.kind == "ready" {
+		if err := p.ready(out); err != nil {
+			return err
+		}
+	}
 	if p.kind != "end" || p.rest != "" {
 		return fmt.Errorf("a line %q where the report's end belongs", p.kind)
 	}
@@ -232,6 +237,41 @@ func (p *parser) fwCfg(out *Report) error {
 		}
 		out.HasFwCfg = true
 		out.FwCfg = append(out.FwCfg, v)
+	}
+	return nil
+}
+
+func (p *parser) ready(out *Report) error {
+	r := new(Ready)
+	out.Ready = r
+	err := p.take("ready", func(f *fields) {
+		switch f.rest {
+		case "none":
+			f.word()
+		case "invalid":
+			f.word()
+			r.Found, r.Invalid = true, true
+		default:
+			r.Found, r.CID, r.Port = true, f.dec("cid", 1<<32-1), f.dec("port", 1<<32-1)
+		}
+	})
+	if err != nil || !r.Found || r.Invalid {
+		return err
+	}
+	for p.kind == "message" {
+		var m Message
+		err := p.take("message", func(f *fields) {
+			n := f.dec("bytes", 1<<32-1)
+			m.End = Ending(f.choice("end", string(Closed), string(Cut), string(Refused), string(TimedOut)))
+			m.Text = f.escaped("text")
+			if f.err == nil && int(n) != len(m.Text) {
+				f.err = fmt.Errorf("%d bytes of text where %d belong", len(m.Text), n)
+			}
+		})
+		if err != nil {
+			return err
+		}
+		r.Messages = append(r.Messages, m)
 	}
 	return nil
 }

@@ -46,8 +46,25 @@ func format(r *Report) string {
 		}
 		line("fw_cfg name=%s bytes=%d%s", escape(f.Name), f.Bytes, d)
 	}
+	if r.Ready != nil {
+		formatReady(line, r.Ready)
+	}
 	line("end")
 	return b.String()
+}
+
+func formatReady(line func(string, ...any), r *Ready) {
+	switch {
+	case !r.Found:
+		line("ready none")
+	case r.Invalid:
+		line("ready invalid")
+	default:
+		line("ready cid=%d port=%d", r.CID, r.Port)
+	}
+	for _, m := range r.Messages {
+		line("message bytes=%d end=%s text=%s", len(m.Text), m.End, escape(m.Text))
+	}
 }
 
 func example() *Report {
@@ -63,6 +80,9 @@ func example() *Report {
 		}},
 		HasFwCfg: true,
 		FwCfg:    []File{{Name: "etc/e820", Bytes: 40}, {Name: "opt/odd %\x01", Bytes: 5, Digested: true, SHA256: d}},
+		Ready: &Ready{Found: true, CID: 2, Port: 9999, Messages: []Message{
+			{MessageActive, Closed}, {"", Refused}, {"\x1b[2J %", Cut}, {MessageReady, TimedOut},
+		}},
 	}
 }
 
@@ -90,8 +110,8 @@ func TestParseNoticesAnyLoss(t *testing.T) {
 	}
 	lines := strings.SplitAfter(whole, "\n")
 	for i, l := range lines[:len(lines)-1] {
-		// One module or one file fewer is a report of its own.
-		if strings.HasPrefix(l, "probe: initrd") || strings.HasPrefix(l, "probe: fw_cfg") {
+		// One module, file or message fewer is a report of its own.
+		if strings.HasPrefix(l, "probe: initrd") || strings.HasPrefix(l, "probe: fw_cfg") || strings.HasPrefix(l, "probe: message") {
 			continue
 		}
 		left := strings.Join(lines[:i], "") + strings.Join(lines[i+1:], "")
@@ -119,6 +139,10 @@ func TestParseRefuses(t *testing.T) {
 		"another order":      {swap("probe: platform q35\n", ""), "platform"},
 		"a short digest":     {swap("sha256=2c", "sha256="), "sha256="},
 		"a plain percent":    {swap("%25", "%zz"), "not escaped"},
+		"no address":         {swap("ready cid=2 port=9999", "ready"), "an empty word"},
+		"two addresses":      {swap("ready cid=2 port=9999", "ready none"), "report's end belongs"},
+		"another end":        {swap("end=cut", "end=open"), `end="open"`},
+		"a shorter message":  {swap("bytes=6 end=cut", "bytes=5 end=cut"), "6 bytes of text where 5 belong"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -137,6 +161,9 @@ func TestParseRefuses(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add(format(example()))
 	f.Add("noise\n" + format(&Report{Platform: "unknown"}))
+	for _, r := range []Ready{{}, {Found: true, Invalid: true}, {Found: true, CID: 1<<32 - 1}} {
+		f.Add(format(&Report{Platform: "cloud-hypervisor", Ready: &r}))
+	}
 	f.Fuzz(func(t *testing.T, in string) {
 		r, err := Parse(strings.NewReader(in))
 		if err != nil {

@@ -12,7 +12,11 @@
 // command line choose what it does after the report: see guest/main.c.
 package probe
 
-import "crypto/sha256"
+import (
+	"crypto/sha256"
+	"fmt"
+	"slices"
+)
 
 // The words the guest understands on its command line, separated by spaces.
 const (
@@ -22,7 +26,38 @@ const (
 	WordPanic  = "panic"  // triple fault
 	WordNoise  = "noise"  // first write each of the 256 byte values once
 	WordAll    = "all"    // also digest the VMM's own fw_cfg files
+
+	// WordReady makes the guest send MessageActive, what WordSay and WordFlood
+	// want, and MessageReady to the vsock address in the OEM string that sets
+	// vmm.notify_socket, each over a stream of its own. It waits until the host
+	// closes one before it begins the next.
+	WordReady = "ready"
+	// WordHalfClose shuts down the guest's sending side after each message, as
+	// systemd 256 and later do.
+	WordHalfClose = "halfclose"
 )
+
+// What the guest sends with WordReady.
+const (
+	MessageActive = "X_SYSTEMD_UNIT_ACTIVE=probe.target"
+	MessageReady  = "READY=1\nSTATUS=probe is up"
+)
+
+// WordCut makes WordReady see only the first n bytes of each OEM structure; an
+// address on the edge is cut. systemd 252 to 256 does that with 4096.
+func WordCut(n int) string { return fmt.Sprintf("cut=%d", n) }
+
+// WordSay makes WordReady send this message, too, of any bytes, up to 64 KiB
+// with each byte that is not plain visible ASCII taking three on the command
+// line. It can be there more than once.
+func WordSay(message string) string { return "say=" + escape(message) }
+
+// WordFlood makes WordReady send n messages "STATUS=flood 1" and so on.
+func WordFlood(n int) string { return fmt.Sprintf("flood=%d", n) }
+
+// WordPatience is how many seconds one message may take, if not 10; after one
+// that took longer the guest sends no more.
+func WordPatience(seconds int) string { return fmt.Sprintf("patience=%d", seconds) }
 
 // Last is the line that ends every complete report.
 const Last = "probe: end"
@@ -38,6 +73,41 @@ type Report struct {
 	SMBIOS   *SMBIOS  // nil: no entry point in the firmware's segment
 	FwCfg    []File   // in the device's order
 	HasFwCfg bool     // there is a fw_cfg device
+	Ready    *Ready   // nil without WordReady
+}
+
+// Ready is what the guest did to tell the host that it is up.
+type Ready struct {
+	Found     bool // an OEM string that sets vmm.notify_socket
+	Invalid   bool // and it is no vsock-stream:CID:PORT
+	CID, Port uint32
+	Messages  []Message // in the order they were sent
+}
+
+// Message is one message and how its connection ended.
+type Message struct {
+	Text string
+	End  Ending
+}
+
+// Ending is how a connection of the guest's ended.
+type Ending string
+
+// The ends of a connection. A Linux guest does not tell a host that closed with
+// bytes unread from one that read all, and so does not this one.
+const (
+	Closed   Ending = "closed"  // all was sent, and the host closed
+	Cut      Ending = "cut"     // the host closed before all was sent
+	Refused  Ending = "refused" // nobody listens
+	TimedOut Ending = "timeout"
+)
+
+// SaidReady says whether READY=1 was sent and the host closed after it.
+func (r *Report) SaidReady() bool {
+	if r.Ready == nil {
+		return false
+	}
+	return slices.Contains(r.Ready.Messages, Message{MessageReady, Closed})
 }
 
 // Memory is a range of the guest's memory.

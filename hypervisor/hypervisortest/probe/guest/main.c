@@ -4,7 +4,15 @@
  *   wait       power off once the power button is pressed
  *   hang       halt for ever    panic   triple fault
  *   noise      first write every byte value once
- *   all        also digest the VMM's own fw_cfg files */
+ *   all        also digest the VMM's own fw_cfg files
+ *   ready      tell the host over vsock that it is up, if the table says where;
+ *              with it, in this order of what is sent:
+ *     say=TEXT     first send this, too (%xx for any byte); may be repeated
+ *     flood=N      then N messages
+ *     halfclose    shut down the sending side after each, as systemd 256 does
+ *     cut=N        see N bytes of each OEM structure only, as systemd before 257
+ *                  does with 4096
+ *     patience=N   give up a message after N seconds, 10 if not said */
 #include "probe.h"
 
 void probe_main(const struct start_info *info);
@@ -26,6 +34,8 @@ void probe_main(const struct start_info *info)
 	report_start_info(info);
 	report_smbios();
 	report_fw_cfg(command_line_has(info, "all"));
+	if (command_line_has(info, "ready"))
+		report_ready(info);
 	put("probe: end\n");
 	serial_drain();
 	if (command_line_has(info, "hang"))

@@ -19,6 +19,19 @@ void *memset(void *to, int c, size_t n);
 int memcmp(const void *a, const void *b, size_t n);
 size_t strlen(const char *s);
 
+/* number.c */
+uint32_t write_dec(uint8_t *to, uint32_t v);
+int read_dec(const uint8_t **p, const uint8_t *end, uint32_t *v);
+uint32_t unescape(uint8_t *to, const uint8_t *s, uint32_t n);
+
+/* clock.c */
+struct patience {
+	uint32_t ticks, polls;
+	uint8_t second;
+};
+struct patience patience(uint32_t seconds);
+int patience_left(struct patience *p);
+
 /* serial.c: COM1, one report line at a time */
 void serial_init(void);
 void serial_drain(void);
@@ -43,10 +56,13 @@ void put_sha256_of(const void *p, size_t n);
 
 /* smbios.c, fwcfg.c, pvh.c: each reports one channel */
 void report_smbios(void);
+int smbios_each_string(uint32_t limit, int (*visit)(const uint8_t *s, uint32_t n, void *to), void *to);
 void report_fw_cfg(int digest_all);
 struct start_info;
 int report_start_info(const struct start_info *info);
 int command_line_has(const struct start_info *info, const char *word);
+const char *command_line_value(const struct start_info *info, const char *key, int nth, uint32_t *n);
+uint32_t command_line_number(const struct start_info *info, const char *key, uint32_t otherwise);
 uint32_t start_info_rsdp(const struct start_info *info);
 
 /* platform.c: what differs between VMMs */
@@ -64,5 +80,22 @@ void acpi_await_power_button(uint64_t event);
 
 /* paging.c */
 volatile uint8_t *map_device(uint64_t address);
+
+/* vsock.c */
+struct vsock_address {
+	uint32_t cid, port;
+};
+enum ending {
+	CLOSED, /* all was sent, and the host closed */
+	CUT,    /* the host closed before all was sent */
+	REFUSED,
+	TIMED_OUT,
+};
+int vsock_open(void);
+enum ending vsock_send(const struct vsock_address *to, const uint8_t *message, uint32_t n, int half_close,
+		       uint32_t seconds);
+
+/* ready.c */
+void report_ready(const struct start_info *info);
 
 #endif

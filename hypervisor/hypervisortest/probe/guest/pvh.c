@@ -44,21 +44,52 @@ int report_start_info(const struct start_info *info)
 	return 1;
 }
 
+/* Moves on to the next word of the command line and returns its length. */
+static uint32_t next_word(const char **p)
+{
+	uint32_t n = 0;
+	while (**p == ' ')
+		++*p;
+	while ((*p)[n] && (*p)[n] != ' ')
+		n++;
+	return n;
+}
+
 int command_line_has(const struct start_info *info, const char *word)
 {
 	const char *p = (const char *)(uint32_t)info->cmdline;
-	size_t n = strlen(word);
-	while (p && *p) {
-		while (*p == ' ')
-			p++;
-		const char *end = p;
-		while (*end && *end != ' ')
-			end++;
-		if ((size_t)(end - p) == n && !memcmp(p, word, n))
+	for (uint32_t n; p && (n = next_word(&p)); p += n)
+		if (n == strlen(word) && !memcmp(p, word, n))
 			return 1;
-		p = end;
+	return 0;
+}
+
+/* Returns what follows the key, with its "=", in the word that has it for the
+ * nth time, from 0; else 0. */
+const char *command_line_value(const struct start_info *info, const char *key, int nth, uint32_t *bytes)
+{
+	const char *p = (const char *)(uint32_t)info->cmdline;
+	uint32_t k = strlen(key);
+	for (uint32_t n; p && (n = next_word(&p)); p += n) {
+		if (n >= k && !memcmp(p, key, k) && !nth--) {
+			*bytes = n - k;
+			return p + k;
+		}
 	}
 	return 0;
+}
+
+uint32_t command_line_number(const struct start_info *info, const char *key, uint32_t otherwise)
+{
+	uint32_t n, v;
+	const uint8_t *p = (const uint8_t *)command_line_value(info, key, 0, &n);
+	if (!p)
+		return otherwise;
+	const uint8_t *end = p + n;
+	if (read_dec(&p, end, &v) && p == end)
+		return v;
+	fail("a-number-on-the-command-line");
+	return otherwise;
 }
 
 /* The ACPI root pointer, 0 if the VMM gives none or it is out of reach. */

@@ -52,13 +52,10 @@ void put(const char *s)
 
 void put_dec(uint32_t v)
 {
-	char buf[10];
-	int n = 0;
-	do
-		buf[n++] = '0' + v % 10;
-	while (v /= 10);
-	while (n)
-		put_byte(buf[--n]);
+	uint8_t buf[10];
+	uint32_t n = write_dec(buf, v);
+	for (uint32_t i = 0; i < n; i++)
+		put_byte(buf[i]);
 }
 
 void put_hex(uint32_t v, int digits)

@@ -119,9 +119,11 @@ static uint32_t measure(const uint8_t *p, const uint8_t *end, uint32_t *strings)
 	return s < end ? s + 1 - p : 0;
 }
 
+/* The table, once it was found. */
+static struct table t;
+
 void report_smbios(void)
 {
-	struct table t;
 	if (!find(&t))
 		return;
 	const uint8_t *p = t.at, *end = t.at + t.bytes;
@@ -142,4 +144,36 @@ void report_smbios(void)
 	}
 	if (t.structures && (p != end || n != t.structures))
 		fail("smbios-length-and-count-disagree");
+}
+
+/* Visits the strings of one structure that begin before its limit; one that goes
+ * on behind it ends there. */
+static int each_of(const uint8_t *p, uint32_t bytes, uint32_t limit,
+		   int (*visit)(const uint8_t *s, uint32_t n, void *to), void *to)
+{
+	const uint8_t *s = p + p[1], *end = p + (bytes < limit ? bytes : limit);
+	while (s < end && *s) {
+		const uint8_t *start = s;
+		while (s < end && *s)
+			s++;
+		if (visit(start, s - start, to))
+			return 1;
+		s++;
+	}
+	return 0;
+}
+
+/* Visits the strings of all type 11 structures that were reported, and of each
+ * structure the first bytes only. Returns 1 if a visit did, which ends it. */
+int smbios_each_string(uint32_t limit, int (*visit)(const uint8_t *s, uint32_t n, void *to), void *to)
+{
+	const uint8_t *end = t.at + t.bytes;
+	uint32_t n = 0, strings, bytes;
+	for (const uint8_t *p = t.at; p < end && (bytes = measure(p, end, &strings)); p += bytes) {
+		if (p[0] == 11 && each_of(p, bytes, limit, visit, to))
+			return 1;
+		if (++n == t.structures || (p[0] == 127 && !t.structures))
+			return 0;
+	}
+	return 0;
 }
