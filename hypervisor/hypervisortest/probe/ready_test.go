@@ -337,7 +337,7 @@ func TestHostileMessagesArrive(t *testing.T) {
 
 func TestGuestWaitsForTheHostButNotForEver(t *testing.T) {
 	onEachMachine(t, func(t *testing.T, m machine) {
-		r, h := m.say(t, oneRead, true, WordReady+" "+WordPatience(1), readyString)
+		r, h := m.say(t, oneRead, true, WordReady+" "+WordPatience(3), readyString)
 		if got := h.heard(); !slices.Equal(got, []string{MessageActive}) {
 			t.Errorf("the host heard %q", got)
 		}
@@ -351,11 +351,11 @@ func TestGuestWaitsForTheHostButNotForEver(t *testing.T) {
 func TestNobodyListens(t *testing.T) {
 	nobody := strings.Replace(readyString, "9999", "9998", 1)
 	onEachMachine(t, func(t *testing.T, m machine) {
-		r, _ := m.say(t, oneRead, false, WordReady+" "+WordPatience(1), nobody)
-		want := messages(TimedOut, MessageActive)
+		words, want := WordReady+" "+WordPatience(1), messages(TimedOut, MessageActive)
 		if m.refuses {
-			want = messages(Refused, MessageActive, MessageReady)
+			words, want = WordReady, messages(Refused, MessageActive, MessageReady)
 		}
+		r, _ := m.say(t, oneRead, false, words, nobody)
 		if !slices.Equal(r.Ready.Messages, want) {
 			t.Errorf("the guest reports %+v", r.Ready)
 		}
