@@ -109,3 +109,21 @@ func TestAnotherGuestIsClosedAtOnce(t *testing.T) {
 	_ = l.Close()
 	<-served
 }
+
+func TestListenKernelIsTheHost(t *testing.T) {
+	l, err := ListenKernel(3, AnyPort)
+	var failed *KernelError
+	if errors.As(err, &failed) && errors.Is(err, unix.EADDRNOTAVAIL) {
+		if failed.Hint() == "" {
+			t.Error("it does not say what to do")
+		}
+		t.Skipf("this kernel is no vsock host (modprobe vhost_vsock): %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if a := l.Addr().(Addr); a.CID != unix.VMADDR_CID_HOST || a.Port == AnyPort {
+		t.Errorf("it listens on %v", a)
+	}
+}
