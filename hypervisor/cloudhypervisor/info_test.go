@@ -192,13 +192,6 @@ func TestNoTapIsMade(t *testing.T) {
 // launchOf is a start of that VM with one secret.
 func launchOf(t *testing.T, d *Driver, spec *vm.Spec) hypervisor.Launch {
 	t.Helper()
-	info, err := d.Probe(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if ps := vm.Problems(d.Check(spec, info)).Fatal(); len(ps) > 0 {
-		t.Fatal(ps)
-	}
 	set := credential.NewSet()
 	t.Cleanup(func() { _ = set.Close() })
 	v, err := secret.Read(strings.NewReader("alpha"), 100)
@@ -207,6 +200,19 @@ func launchOf(t *testing.T, d *Driver, spec *vm.Spec) hypervisor.Launch {
 	}
 	if err := set.AddSecret("a", "A", v); err != nil {
 		t.Fatal(err)
+	}
+	return launchWith(t, d, spec, set)
+}
+
+// launchWith gives the VM what is in the set.
+func launchWith(t *testing.T, d *Driver, spec *vm.Spec, set *credential.Set) hypervisor.Launch {
+	t.Helper()
+	info, err := d.Probe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ps := vm.Problems(d.Check(spec, info)).Fatal(); len(ps) > 0 {
+		t.Fatal(ps)
 	}
 	plan, refusals := delivery.Make(d.Offers(spec, info), delivery.Guest{Systemd: 257}, set.Metas())
 	if len(refusals) > 0 {

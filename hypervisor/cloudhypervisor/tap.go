@@ -24,14 +24,13 @@ const vnetHeader = 12
 // comes as descriptors, one for each pair of queues: by its name the VMM would want
 // to configure it, which takes CAP_NET_ADMIN, and would make one that does not exist.
 type netConfig struct {
-	ID     string `json:"id"`
 	MAC    string `json:"mac,omitempty"`
 	Queues int    `json:"num_queues"` // two for each pair
 }
 
-// addNet describes interface i for vm.add-net.
-func addNet(i int, nic vm.Interface) ([]byte, error) {
-	return json.Marshal(netConfig{ID: fmt.Sprintf("net%d", i), MAC: nic.MAC, Queues: 2 * max(1, nic.Pairs)})
+// addNet describes an interface for vm.add-net.
+func addNet(nic vm.Interface) ([]byte, error) {
+	return json.Marshal(netConfig{MAC: nic.MAC, Queues: 2 * max(1, nic.Pairs)})
 }
 
 // openTaps opens every interface's tap, in order.
@@ -53,7 +52,7 @@ func (s *starter) openTaps() error {
 // addTaps gives the VM its taps, which this process has opened.
 func (s *starter) addTaps(ctx context.Context) error {
 	for i, nic := range s.l.Spec.Interfaces {
-		body, err := addNet(i, nic)
+		body, err := addNet(nic)
 		if err != nil {
 			return err
 		}
