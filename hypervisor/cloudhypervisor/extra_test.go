@@ -109,6 +109,10 @@ func TestExtra(t *testing.T) {
 		}
 	}
 	s := full()
+	s.CloudHypervisor.Extra = []byte(`{"rng":null}`)
+	if _, there := decoded(t, s, tested, paths{}, nil)["rng"]; there {
+		t.Error("null takes nothing out")
+	}
 	s.CloudHypervisor.Extra = []byte(`{"memory":{"hotplug_size":18446744073709551615}}`)
 	body, err := createBody(configOf(s, tested, paths{}), nil)
 	if err != nil || !strings.Contains(text(t, body), "18446744073709551615") {
@@ -125,7 +129,7 @@ func extraProblems(extra string) vm.Problems {
 // TestExtraRefused: what could carry or show a credential is refused by its name.
 func TestExtraRefused(t *testing.T) {
 	for extra, want := range map[string]string{
-		`{"platform":{"oem_strings":["x"]}}`:                     "extra.platform.oem_strings",
+		`{"platform":{"oem_strings":["x"]}}`:                     "extra.platform.oem_strings: this is refused: it would carry",
 		`{"platform":{"oem_strings":null}}`:                      "extra.platform.oem_strings",
 		`{"platform":null}`:                                      "extra.platform: this must be a JSON object",
 		`{"platform":{"tdx":true}}`:                              "confidential",
