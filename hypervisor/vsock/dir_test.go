@@ -121,8 +121,8 @@ func TestMakeDir(t *testing.T) {
 
 func TestTheModeDoesNotDependOnTheUmask(t *testing.T) {
 	for _, mask := range []int{0, 0o777} {
+		run := runDir(t)
 		old := unix.Umask(mask)
-		run := t.TempDir()
 		d, err := MakeDir(run, nil)
 		if err == nil {
 			_, err = Listen(d, "s", 1, nil)
