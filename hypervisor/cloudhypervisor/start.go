@@ -135,6 +135,11 @@ func (s *starter) meet(ctx context.Context, d *Driver) error {
 			return &hypervisor.Error{Message: "the host's end of the vsock", Err: err}
 		}
 	}
+	if v := spec.Vsock; v != nil && v.Socket != "" {
+		if err := vsock.RemoveStale(v.Socket); err != nil {
+			return &hypervisor.Error{Message: "the vsock's socket", Err: err}
+		}
+	}
 	s.shares, err = virtiofs.Start(ctx, spec.Shares, virtiofs.StartOptions{
 		Options: virtiofs.Options{CacheDir: d.o.CacheDir}, RunDir: s.l.RunDir, VMM: s.l.Identity, Log: s.l.Log,
 	})
