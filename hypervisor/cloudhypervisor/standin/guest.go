@@ -60,6 +60,10 @@ func (g *guest) run() ending {
 		}
 	}
 	g.report(&out, cmdline)
+	if has(probe.WordReady) {
+		g.ready(&out, words)
+	}
+	fmt.Fprintf(&out, "%s\n", probe.Last)
 	_, _ = g.serial.Write(out.Bytes()) // a reader that is gone is not the guest's concern
 	var until chan struct{}
 	switch {
@@ -98,7 +102,7 @@ func (g *guest) report(out *bytes.Buffer, cmdline string) {
 	table := table(g.config.at("platform"))
 	fmt.Fprintf(out, "probe: smbios anchor=_SM3_ at=0x000f0000 table=0x000f0018 bytes=%d structures=0\n", len(table))
 	walk(out, table)
-	fmt.Fprintf(out, "probe: fw_cfg none\n%s\n", probe.Last)
+	fmt.Fprintf(out, "probe: fw_cfg none\n")
 }
 
 const (
