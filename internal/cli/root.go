@@ -31,6 +31,7 @@ const (
 
 // app is what every command shares.
 type app struct {
+	stdin          *os.File
 	stdout, stderr *os.File
 	out            *output // stdout for what a command says; the console has stdout itself
 	getenv         func(string) string
@@ -41,7 +42,7 @@ type app struct {
 // Main runs the command line argv and returns the exit code.
 func Main(argv []string) int {
 	a := &app{
-		stdout: os.Stdout, stderr: os.Stderr, out: &output{f: os.Stdout}, getenv: os.Getenv,
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, out: &output{f: os.Stdout}, getenv: os.Getenv,
 		uid: os.Geteuid(), pid: os.Getpid(), force: make(chan struct{}),
 	}
 	ctx, stop := a.signals()
@@ -120,7 +121,7 @@ help; 133 the guest rebooted (run).`,
 		&cobra.Group{ID: "setup", Title: "Set up:"},
 	)
 	for group, commands := range map[string][]*cobra.Command{
-		"run":   {a.runCommand(), a.stopCommand()},
+		"run":   {a.consoleCommand(), a.runCommand(), a.stopCommand()},
 		"look":  {a.checkCommand(), a.listCommand(), a.planCommand(), a.statusCommand()},
 		"setup": {a.unitsCommand(), a.completionCommand(), a.versionCommand(), helpCommand()},
 	} {

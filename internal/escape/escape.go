@@ -58,6 +58,7 @@ type Filter struct {
 	rune  []byte // the beginning of a character
 	out   []byte
 	undo  map[string]bool // what Close has to send
+	ended bool
 }
 
 // NewFilter returns a filter in front of w.
@@ -65,10 +66,14 @@ func NewFilter(w io.Writer, s Scope) *Filter {
 	return &Filter{w: w, scope: s, undo: map[string]bool{}}
 }
 
-// Write takes what a guest says. It holds back a sequence until it is whole.
+// Write takes what a guest says. It holds back a sequence until it is whole, and
+// drops everything after Close.
 func (f *Filter) Write(b []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.ended {
+		return len(b), nil
+	}
 	f.out = f.out[:0]
 	for _, c := range b {
 		f.take(c)
@@ -90,7 +95,7 @@ func (f *Filter) Close() error {
 		return nil
 	}
 	defer f.mu.Unlock()
-	f.phase, f.seq, f.rune = ground, nil, nil
+	f.ended = true
 	var out []byte
 	for _, u := range undos {
 		if f.undo[u] {

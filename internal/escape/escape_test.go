@@ -108,8 +108,8 @@ func TestClose(t *testing.T) {
 			t.Errorf("after %q: %q %v, want %q", in, out.String(), err, want)
 		}
 		out.Reset()
-		_, _ = f.Write([]byte("x"))
-		if err := f.Close(); err != nil || out.String() != "x" {
+		_, _ = f.Write([]byte("x\x1b[31m"))
+		if err := f.Close(); err != nil || out.String() != "" {
 			t.Errorf("a second time: %q %v", out.String(), err)
 		}
 	}
