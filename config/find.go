@@ -110,7 +110,7 @@ func notFound(dir, name string) error {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		e.Message += ", and the directory cannot be read: " + err.Error()
 	case len(names) == 0:
-		e.Tip = fmt.Sprintf("there are no VMs yet: write %s", filepath.Join(dir, name+".yaml"))
+		e.Tip = fmt.Sprintf("there are no VMs yet: write %s (vmcred init %s)", filepath.Join(dir, name+".yaml"), name)
 	default:
 		e.Tip = thereAre(name, names)
 	}

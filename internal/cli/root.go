@@ -99,7 +99,8 @@ is wrong; 3 the VM does not run (status); 78 refused, and trying again will not
 help; 133 the guest rebooted (run).`,
 		Example: `  vmcred check test-vm     is anything wrong?
   vmcred plan test-vm      what would it get, and how?
-  vmcred run test-vm`,
+  vmcred run test-vm
+  vmcred status test-vm`,
 		Version:               version(),
 		DisableFlagsInUseLine: true,
 
@@ -123,7 +124,7 @@ help; 133 the guest rebooted (run).`,
 	for group, commands := range map[string][]*cobra.Command{
 		"run":   {a.consoleCommand(), a.runCommand(), a.stopCommand()},
 		"look":  {a.checkCommand(), a.listCommand(), a.planCommand(), a.statusCommand()},
-		"setup": {a.unitsCommand(), a.completionCommand(), a.versionCommand(), helpCommand()},
+		"setup": {a.initCommand(), a.unitsCommand(), a.completionCommand(), a.versionCommand(), helpCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group
