@@ -141,7 +141,7 @@ func TestDefaultsAreDocumented(t *testing.T) {
 		"notify": s.Notify, "stop-timeout": s.StopTimeout, "autostart": s.Autostart,
 		"qemu.machine": s.QEMU.Machine, "qemu.accel": s.QEMU.Accel, "disks[].format": s.Disks[0].Format,
 		"disks[].readonly": s.Disks[0].ReadOnly, "interfaces[].type": s.Interfaces[0].Type, "shares[].proto": s.Shares[0].Proto,
-		"shares[].readonly": s.Shares[0].ReadOnly,
+		"shares[].readonly": s.Shares[0].ReadOnly, "watchdog": s.Watchdog, "start-timeout": strings.TrimSuffix(s.StartTimeout.String(), "0s"),
 	} {
 		if told[key] != fmt.Sprint(value) {
 			t.Errorf("docs/vm-file.md says that %s is %q if nothing is said, it is %v", key, told[key], value)

@@ -15,12 +15,13 @@ import (
 
 // What a file that does not say gets.
 const (
-	DefaultCPUs        = 1
-	DefaultMemory      = 512 << 20
-	DefaultSystemd     = 252 // the oldest that reads credentials from SMBIOS
-	DefaultStopTimeout = 15 * time.Second
-	DefaultMachine     = "q35"
-	DefaultAccel       = "auto"
+	DefaultCPUs         = 1
+	DefaultMemory       = 512 << 20
+	DefaultSystemd      = 252 // the oldest that reads credentials from SMBIOS
+	DefaultStartTimeout = 3 * time.Minute
+	DefaultStopTimeout  = 15 * time.Second
+	DefaultMachine      = "q35"
+	DefaultAccel        = "auto"
 )
 
 // DefaultUnit is the unit that runs a VM and gets its secrets.
@@ -35,8 +36,9 @@ func (d *decoder) defaults(name string) {
 	fill(d, "memory", &s.Memory, DefaultMemory)
 	fill(d, "console", &s.Console.Mode, vm.ConsoleStdout)
 	fill(d, "guest.systemd", &s.Guest.Systemd, DefaultSystemd)
-	fill(d, "notify", &s.Notify, vm.NotifyBoot)
+	fill(d, "notify", &s.Notify, defaultNotify(s))
 	fill(d, "unit", &s.Unit, DefaultUnit(name))
+	fill(d, "start-timeout", &s.StartTimeout, DefaultStartTimeout)
 	fill(d, "stop-timeout", &s.StopTimeout, DefaultStopTimeout)
 	fill(d, "qemu.machine", &s.QEMU.Machine, DefaultMachine)
 	fill(d, "qemu.accel", &s.QEMU.Accel, DefaultAccel)
@@ -52,6 +54,7 @@ func (d *decoder) defaults(name string) {
 	}
 	for i := range s.Shares {
 		fill(d, fmt.Sprintf("shares[%d].proto", i), &s.Shares[i].Proto, "virtiofs")
+		fill(d, fmt.Sprintf("shares[%d].readonly", i), &s.Shares[i].ReadOnly, true)
 	}
 	for i := range s.Credentials {
 		c := &s.Credentials[i]
@@ -59,6 +62,14 @@ func (d *decoder) defaults(name string) {
 	}
 	slices.SortStableFunc(s.Credentials, func(a, b vm.Credential) int { return cmp.Compare(a.Host, b.Host) })
 	slices.SortStableFunc(s.Static, func(a, b vm.Static) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// defaultNotify waits for the guest's own word where it can say it.
+func defaultNotify(s *vm.Spec) vm.Notify {
+	if s.Guest.Systemd >= notifySystemd && s.Vsock != nil {
+		return vm.NotifyGuest
+	}
+	return vm.NotifyBoot
 }
 
 // fill sets a field the file does not have.

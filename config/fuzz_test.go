@@ -108,7 +108,13 @@ func holds(t *testing.T, s *vm.Spec) {
 	}
 	must(CheckName(s.Name) == nil, "name")
 	must(s.CPUs >= 1 && s.Memory >= minMemory && s.Memory%4096 == 0, "cpus, memory")
-	must(filepath.IsAbs(s.Boot.Kernel) && filepath.Clean(s.Boot.Kernel) == s.Boot.Kernel, "kernel")
+	must((s.Boot.Kernel == "") != (s.Boot.Firmware == ""), "kernel or firmware")
+	must(s.Boot.Kernel == "" || filepath.IsAbs(s.Boot.Kernel) && filepath.Clean(s.Boot.Kernel) == s.Boot.Kernel, "kernel")
+	must(s.Boot.Firmware == "" || s.Boot == vm.Boot{Firmware: s.Boot.Firmware} && len(s.Disks) > 0, "firmware")
+	must(s.Boot.Firmware == "" || s.Boot.Firmware == vm.FirmwareBIOS || filepath.IsAbs(s.Boot.Firmware), "firmware's path")
+	must(len(s.CloudHypervisor.Extra) == 0 || json.Valid(s.CloudHypervisor.Extra), "extra")
+	must(s.StartTimeout >= time.Second && s.StartTimeout <= time.Hour, "start-timeout")
+	must(s.Notify == vm.NotifyBoot || s.Notify == vm.NotifyGuest && s.Vsock != nil && s.Guest.Systemd >= notifySystemd, "notify")
 	must(s.Boot.Initrd == "" || filepath.IsAbs(s.Boot.Initrd), "initrd")
 	must((s.Console.Mode == vm.ConsoleFile) == (s.Console.Path != ""), "console")
 	must(s.StopTimeout >= 0 && s.StopTimeout <= time.Hour && s.Guest.Systemd > 0 && s.Unit != "", "stop-timeout, systemd, unit")
@@ -153,6 +159,8 @@ func FuzzLoad(f *testing.F) {
 		}
 	}
 	f.Add([]byte(least+"credentials: {a: {sops: {file: x, key: k}}, b: {allow-empty: true}}\noem-strings: [a]\nstop-timeout: 1m\n"), false)
+	f.Add([]byte(ready+"qemu: {extra: [-a]}\ncloud-hypervisor: {extra: {a: [1, -2.5e3, {b: ~}, true, \"\"]}}\nwatchdog: true\nshares: [{tag: a, source: /s, user: u}]\n"), false)
+	f.Add([]byte("version: 1\nhypervisor: qemu\nboot: {firmware: bios}\ndisks: [{path: a}]\n"), false)
 	f.Add([]byte("a: &x [*x, *x]\n<<: *x\n"), false)
 	f.Fuzz(func(t *testing.T, data []byte, isJSON bool) {
 		path := "/x/a.yaml"

@@ -3,9 +3,11 @@
 package config
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,7 +32,8 @@ func whole() *vm.Spec {
 		Disks:      []vm.Disk{{Path: "/var/lib/vmcred/images/data.img", Format: "raw", Serial: "data"}},
 		Interfaces: []vm.Interface{{Type: "tap", ID: "vm-test", MAC: "02:00:00:01:01:01"}},
 		Shares:     []vm.Share{{Tag: "ro-store", Source: "/nix/store", Proto: "virtiofs", ReadOnly: true}},
-		Vsock:      &vm.Vsock{CID: 3}, Autostart: true, Unit: "vmcred@test-vm.service", StopTimeout: 15 * time.Second,
+		Vsock:      &vm.Vsock{CID: 3}, Autostart: true, Unit: "vmcred@test-vm.service",
+		StartTimeout: 3 * time.Minute, StopTimeout: 15 * time.Second,
 		QEMU: vm.QEMU{Machine: "q35", Accel: "auto"},
 		Credentials: []vm.Credential{
 			{Host: "host-api-key", Guest: "HOST_API_KEY", Source: vm.Source{Kind: vm.SourceVar, Path: "test-vm-secrets/api-key"}},
@@ -87,6 +90,11 @@ func TestWholeFile(t *testing.T) {
 
 const least = "version: 1\nhypervisor: qemu\nboot: {kernel: vmlinuz}\n"
 
+const (
+	forCloud = "version: 1\nhypervisor: cloud-hypervisor\nboot: {kernel: vmlinuz}\n"
+	ready    = least + "guest: {systemd: 254}\nvsock: {cid: 3}\n"
+)
+
 func TestDefaultsAndRelativePaths(t *testing.T) {
 	spec, problems := Parse("/etc/vmcred/vms/a.yaml", []byte(least+"disks: [{path: ../d.qcow2}]\nconsole: off\n"))
 	if len(problems) > 0 {
@@ -96,10 +104,59 @@ func TestDefaultsAndRelativePaths(t *testing.T) {
 		Name: "a", Hypervisor: "qemu", CPUs: 1, Memory: 512 << 20, Boot: vm.Boot{Kernel: "/etc/vmcred/vms/vmlinuz"},
 		Console: vm.Console{Mode: vm.ConsoleOff}, Guest: vm.Guest{Systemd: 252}, Notify: vm.NotifyBoot,
 		Disks: []vm.Disk{{Path: "/etc/vmcred/d.qcow2", Format: "qcow2"}}, Unit: "vmcred@a.service",
-		StopTimeout: 15 * time.Second, QEMU: vm.QEMU{Machine: "q35", Accel: "auto"}, File: "/etc/vmcred/vms/a.yaml",
+		StartTimeout: 3 * time.Minute, StopTimeout: 15 * time.Second,
+		QEMU: vm.QEMU{Machine: "q35", Accel: "auto"}, File: "/etc/vmcred/vms/a.yaml",
 	}
 	if diff := cmp.Diff(want, spec, noPos, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestReadyByDefault: the guest's own word where it can say it.
+func TestReadyByDefault(t *testing.T) {
+	for text, want := range map[string]vm.Notify{
+		ready: vm.NotifyGuest, ready + "notify: boot\n": vm.NotifyBoot,
+		least + "guest: {systemd: 253}\nvsock: {cid: 3}\n":               vm.NotifyBoot,
+		least + "guest: {systemd: 254}\n":                                vm.NotifyBoot,
+		least + "vsock: {cid: 3}\n":                                      vm.NotifyBoot,
+		ready + "notify: boot\nstatic: {vmm.notify_socket: vsock:2:1}\n": vm.NotifyBoot,
+	} {
+		if spec, problems := Parse("/x/a.yaml", []byte(text)); len(problems) > 0 || spec.Notify != want {
+			t.Errorf("%s: %v, want %s", text, problems, want)
+		}
+	}
+	_, problems := Parse("/x/a.yaml", []byte(least+"start-timeout: 1m\n"))
+	if len(problems) != 1 || problems[0].Severity != vm.Warning || problems[0].Field != "start-timeout" {
+		t.Errorf("a limit that nothing waits for: %+v", problems)
+	}
+}
+
+func TestFirmware(t *testing.T) {
+	for word, want := range map[string]string{"bios": vm.FirmwareBIOS, "./bios": "/x/bios", "/usr/share/OVMF/OVMF_CODE.fd": "/usr/share/OVMF/OVMF_CODE.fd"} {
+		spec, problems := Parse("/x/a.yaml", []byte("version: 1\nhypervisor: qemu\nboot: {firmware: "+word+"}\ndisks: [{path: a.qcow2}]\n"))
+		if len(problems) > 0 || spec.Boot != (vm.Boot{Firmware: want}) {
+			t.Errorf("%s: %+v, %v", word, spec, problems)
+		}
+	}
+}
+
+// TestExtra: arguments and a JSON patch as they are written.
+func TestExtra(t *testing.T) {
+	spec, problems := Parse("/x/a.yaml", []byte(least+"qemu: {extra: [-device, \"virtio-balloon-pci,id=a\", \"\"]}\n"))
+	if len(problems) > 0 || !slices.Equal(spec.QEMU.Extra, []string{"-device", "virtio-balloon-pci,id=a", ""}) {
+		t.Errorf("%+v, %v", spec, problems)
+	}
+	for text, want := range map[string]string{
+		"{}": "{}",
+		"{b: 1, a: -1.50e+3, C: true, d: ~, e: [x, [], {}, null]}":      `{"b":1,"a":-1.50e+3,"C":true,"d":null,"e":["x",[],{},null]}`,
+		"{Ä: \"\\\"\\n😀<\", n: 18446744073709551615, s: \"1\", t: yes}": `{"Ä":"\"\u000a😀<","n":18446744073709551615,"s":"1","t":"yes"}`,
+	} {
+		spec, problems := Parse("/x/a.yaml", []byte(forCloud+"cloud-hypervisor: {extra: "+text+"}\n"))
+		if len(problems) > 0 || string(spec.CloudHypervisor.Extra) != want {
+			t.Errorf("%s: %v, want %s", text, problems, want)
+		} else if !json.Valid(spec.CloudHypervisor.Extra) {
+			t.Errorf("%s is no JSON", spec.CloudHypervisor.Extra)
+		}
 	}
 }
 
@@ -170,6 +227,22 @@ func TestRefused(t *testing.T) {
 		{"serial", least + "disks: [{path: a, serial: 123456789012345678901}]\n", "must be a string"},
 		{"long serial", least + "disks: [{path: a, serial: a12345678901234567890}]\n", "virtio-blk carries 20"},
 		{"machine", least + "qemu: {machine: microvm}\n", "drops them"},
+		{"firmware and kernel", "version: 1\nhypervisor: qemu\nboot: {kernel: x, firmware: bios}\ndisks: [{path: a}]\n", "boot.kernel: a firmware takes this from the boot loader"},
+		{"firmware and cmdline", "version: 1\nhypervisor: qemu\nboot: {firmware: bios, cmdline: quiet}\ndisks: [{path: a}]\n", "boot.cmdline: a firmware takes this"},
+		{"firmware alone", "version: 1\nhypervisor: qemu\nboot: {firmware: bios}\n", "add disks: [{path: PATH}]"},
+		{"long start", least + "start-timeout: 61m\n", "between 1s and 1h"},
+		{"no start", least + "start-timeout: 0s\n", "between 1s and 1h"},
+		{"watchdog", least + "watchdog: on\n", "write true or false"},
+		{"share's user", least + "shares: [{tag: a, source: /s, user: \"a b\"}]\n", "is no user's name"},
+		{"argument", least + "qemu: {extra: [-snapshot, 1]}\n", "qemu.extra[1]: this must be a string, not a number"},
+		{"argument's NUL", least + "qemu: {extra: [\"a\\0b\"]}\n", "a NUL ends an argument"},
+		{"extra list", forCloud + "cloud-hypervisor: {extra: [1]}\n", "extra: this must be a mapping"},
+		{"extra hex", forCloud + "cloud-hypervisor: {extra: {a: [0x1F]}}\n", "cloud-hypervisor.extra.a[0]: this is no number that JSON has"},
+		{"extra inf", forCloud + "cloud-hypervisor: {extra: {a: .inf}}\n", "this is no number that JSON has"},
+		{"extra twice", forCloud + "cloud-hypervisor: {extra: {a: {b: 1, b: 2}}}\n", "extra.a.b: this key is here twice"},
+		{"own socket", ready + "static: {vmm.notify_socket: \"vsock:2:1\"}\n", "static.\"vmm.notify_socket\": the guest is told"},
+		{"own socket, secret", ready + "credentials: {a: {as: vmm.notify_socket}}\n", "credentials.a: the guest is told"},
+		{"own socket, string", ready + "oem-strings: [\"io.systemd.credential:vmm.notify_socket=vsock:2:1\"]\n", "oem-strings[0]: the guest is told"},
 		{"home", "version: 1\nhypervisor: qemu\nboot: {kernel: ~/vmlinuz}\n", "~ is not a directory"},
 		{"cmdline", "version: 1\nhypervisor: qemu\nboot: {kernel: x, cmdline: \"a\\nb\"}\n", "one line"},
 		{"no import", "version: 1\nhypervisor: qemu\nboot: {kernel: x, cmdline: \"a systemd.import-credentials='Off'\"}\nstatic: {A: x}\n", "takes no credentials"},

@@ -28,29 +28,32 @@ func (d *decoder) top(n *node) {
 	s := d.spec
 	version := int64(0)
 	f := fields{
-		"version":      d.integer(1, 1, func(v int64) { version = v }),
-		"hypervisor":   word(d, &s.Hypervisor, Hypervisors()...),
-		"cpus":         d.integer(1, maxCPUs, func(v int64) { s.CPUs = int(v) }),
-		"memory":       d.size(&s.Memory),
-		"boot":         d.boot,
-		"console":      d.console,
-		"guest":        d.guest,
-		"notify":       word(d, &s.Notify, vm.NotifyBoot, vm.NotifyGuest),
-		"disks":        each(d, &s.Disks, d.disk),
-		"interfaces":   each(d, &s.Interfaces, d.netif),
-		"shares":       each(d, &s.Shares, d.share),
-		"vsock":        d.vsock,
-		"autostart":    d.boolean(&s.Autostart),
-		"unit":         d.str(&s.Unit),
-		"stop-timeout": d.duration(&s.StopTimeout),
-		"qemu":         d.qemu,
-		"credentials":  d.credentials,
-		"static":       d.static,
-		"oem-strings":  d.oemStrings,
+		"version":       d.integer(1, 1, func(v int64) { version = v }),
+		"hypervisor":    word(d, &s.Hypervisor, Hypervisors()...),
+		"cpus":          d.integer(1, maxCPUs, func(v int64) { s.CPUs = int(v) }),
+		"memory":        d.size(&s.Memory),
+		"boot":          d.boot,
+		"console":       d.console,
+		"guest":         d.guest,
+		"notify":        word(d, &s.Notify, vm.NotifyBoot, vm.NotifyGuest),
+		"disks":         each(d, &s.Disks, d.disk),
+		"interfaces":    each(d, &s.Interfaces, d.netif),
+		"shares":        each(d, &s.Shares, d.share),
+		"vsock":         d.vsock,
+		"autostart":     d.boolean(&s.Autostart),
+		"unit":          d.str(&s.Unit),
+		"watchdog":      d.boolean(&s.Watchdog),
+		"start-timeout": d.duration(&s.StartTimeout),
+		"stop-timeout":  d.duration(&s.StopTimeout),
+		"qemu":          d.qemu,
+		"credentials":   d.credentials,
+		"static":        d.static,
+		"oem-strings":   d.oemStrings,
 	}
 	for _, h := range Hypervisors()[1:] {
 		f[h] = d.noSettings
 	}
+	f["cloud-hypervisor"] = d.cloudHypervisor
 	d.object("", n, f)
 	if version == 0 && n.kind == kindMapping {
 		d.fail("version", `begin the file with "version: 1"`, "this key is missing")
@@ -72,7 +75,18 @@ func (d *decoder) boot(path string, n *node) {
 	b := &d.spec.Boot
 	d.object(path, n, fields{
 		"kernel": d.path(&b.Kernel), "initrd": d.path(&b.Initrd), "cmdline": d.str(&b.Cmdline),
+		"firmware": d.firmware,
 	})
+}
+
+// firmware reads bios or a path. A file of that name in the VM's directory is ./bios.
+func (d *decoder) firmware(path string, n *node) {
+	to := &d.spec.Boot.Firmware
+	if n.kind == kindScalar && n.typ == typeString && n.text == vm.FirmwareBIOS {
+		*to = vm.FirmwareBIOS
+		return
+	}
+	d.path(to)(path, n)
 }
 
 // console reads stdout, off, socket, or a file's absolute path. A relative one
@@ -128,6 +142,7 @@ func (d *decoder) share(path string, n *node, to *vm.Share) {
 	d.object(path, n, fields{
 		"tag": d.str(&to.Tag), "source": d.path(&to.Source),
 		"proto": word(d, &to.Proto, "virtiofs"), "readonly": d.boolean(&to.ReadOnly),
+		"user": d.str(&to.User),
 	})
 }
 
@@ -143,7 +158,21 @@ func (d *decoder) qemu(path string, n *node) {
 	q := &d.spec.QEMU
 	d.object(path, n, fields{
 		"machine": d.machine, "accel": word(d, &q.Accel, "auto", "kvm", "tcg"),
+		"extra": func(path string, n *node) {
+			d.list(path, n, func(sub string, c *node) {
+				var s string
+				d.str(&s)(sub, c)
+				if strings.Contains(s, "\x00") {
+					d.fail(sub, "", "a NUL ends an argument")
+				}
+				q.Extra = append(q.Extra, s)
+			})
+		},
 	})
+}
+
+func (d *decoder) cloudHypervisor(path string, n *node) {
+	d.object(path, n, fields{"extra": d.json(&d.spec.CloudHypervisor.Extra)})
 }
 
 func (d *decoder) machine(path string, n *node) {

@@ -36,8 +36,9 @@ var unitForm = pattern(`^[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]+)?\.service$`)
 func (d *decoder) validate() {
 	s := d.spec
 	d.need("hypervisor", s.Hypervisor, "write hypervisor: qemu")
-	d.need("boot.kernel", s.Boot.Kernel, "write boot: {kernel: PATH}")
+	d.validateBoot()
 	d.validateMachine()
+	d.validateTimeouts()
 	d.validateUnit()
 	d.validateDisks()
 	d.validateInterfaces()
@@ -81,18 +82,46 @@ func (d *decoder) validateMachine() {
 	case m%4096 != 0:
 		d.fail("memory", "write it in MiB", "%d bytes is not a multiple of the page size, 4096", m)
 	}
-	if t := s.StopTimeout; t < 0 || t > time.Hour {
-		d.fail("stop-timeout", "", "it must be between 0s and 1h")
-	}
-	if c := s.Boot.Cmdline; strings.ContainsFunc(c, unicode.IsControl) {
-		d.fail("boot.cmdline", "write it in one line", "control characters and line breaks cannot go on a kernel's command line")
-	} else if len(c) > 2047 {
-		d.fail("boot.cmdline", "", "it is %d bytes long; an x86 kernel reads 2047", len(c))
-	}
 	for _, h := range Hypervisors() {
 		if d.has(h) && s.Hypervisor != "" && s.Hypervisor != h {
 			d.warn(h, "", "this section is not used: hypervisor: is %s", s.Hypervisor)
 		}
+	}
+}
+
+// validateBoot: either a kernel, which is booted directly, or a firmware, which
+// reads its kernel and command line from a disk.
+func (d *decoder) validateBoot() {
+	b := d.spec.Boot
+	if !d.has("boot.firmware") {
+		d.need("boot.kernel", b.Kernel, "write boot: {kernel: PATH}, or {firmware: bios} for a disk with a boot loader")
+	} else {
+		for _, key := range []string{"boot.kernel", "boot.initrd", "boot.cmdline"} {
+			if d.has(key) {
+				d.fail(key, "keep one of the two", "a firmware takes this from the boot loader on the disk, not from here")
+			}
+		}
+		if len(d.spec.Disks) == 0 && !d.said["disks"] {
+			d.fail("boot.firmware", "add disks: [{path: PATH}]", "there is no disk that it could boot from")
+		}
+	}
+	if c := b.Cmdline; strings.ContainsFunc(c, unicode.IsControl) {
+		d.fail("boot.cmdline", "write it in one line", "control characters and line breaks cannot go on a kernel's command line")
+	} else if len(c) > 2047 {
+		d.fail("boot.cmdline", "", "it is %d bytes long; an x86 kernel reads 2047", len(c))
+	}
+}
+
+func (d *decoder) validateTimeouts() {
+	s := d.spec
+	if t := s.StopTimeout; t < 0 || t > time.Hour {
+		d.fail("stop-timeout", "", "it must be between 0s and 1h")
+	}
+	if t := s.StartTimeout; t < time.Second || t > time.Hour {
+		d.fail("start-timeout", "", "it must be between 1s and 1h")
+	}
+	if d.has("start-timeout") && s.Notify == vm.NotifyBoot {
+		d.warn("start-timeout", "", "it is not used: with notify: boot nothing waits for the guest")
 	}
 }
 
@@ -106,14 +135,37 @@ func (d *decoder) validateUnit() {
 	}
 }
 
+// notifySystemd is the first whose PID 1 sends READY=1 over vsock.
+const notifySystemd = 254
+
+// notifySocket is the credential that names the socket a guest says it to. With
+// notify: guest it is the runner's.
+const notifySocket = "vmm.notify_socket"
+
 func (d *decoder) validateNotify() {
 	s := d.spec
-	if s.Guest.Systemd < 254 {
+	if s.Guest.Systemd < notifySystemd {
 		d.fail("notify", "say guest: {systemd: 254} or newer if it is, or write notify: boot",
-			"a guest with systemd %d cannot say that it is ready (254 is the first that can)", s.Guest.Systemd)
+			"a guest with systemd %d cannot say that it is ready (%d is the first that can)", s.Guest.Systemd, notifySystemd)
 	}
 	if s.Vsock == nil {
 		d.fail("notify", "add vsock: {cid: 3}, or write notify: boot", "the guest says it is ready over vsock, and there is none")
+	}
+	const own, hint = "the guest is told by %s where to say that it is ready, and that is vmcred's to say", "take it away, or write notify: boot"
+	for _, c := range s.Credentials {
+		if c.Guest == notifySocket {
+			d.fail(join("credentials", c.Host), hint, own, notifySocket)
+		}
+	}
+	for _, c := range s.Static {
+		if c.Name == notifySocket {
+			d.fail(join("static", c.Name), hint, own, notifySocket)
+		}
+	}
+	for i, o := range s.OEMStrings {
+		if name, is := oemCredential(o); is && name == notifySocket {
+			d.fail(fmt.Sprintf("oem-strings[%d]", i), hint, own, notifySocket)
+		}
 	}
 }
 
@@ -176,6 +228,9 @@ func (d *decoder) validateID(path, id string) {
 	}
 }
 
+// userForm is a user's name as useradd(8) and systemd take it.
+var userForm = pattern(`^[A-Za-z_][A-Za-z0-9_.-]{0,30}$`)
+
 func (d *decoder) validateShares() {
 	tags := map[string]int{}
 	for i, sh := range d.spec.Shares {
@@ -190,6 +245,9 @@ func (d *decoder) validateShares() {
 			d.fail(path+".tag", "", "shares[%d] has the same tag", was)
 		}
 		tags[sh.Tag] = i
+		if d.has(path+".user") && !userForm().MatchString(sh.User) {
+			d.fail(path+".user", "use a user's name, as in /etc/passwd", "%q is no user's name", sh.User)
+		}
 	}
 }
 

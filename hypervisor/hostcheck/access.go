@@ -126,9 +126,9 @@ func UserName(id *launch.Identity) string {
 
 func accesses(spec *vm.Spec, devices []Device) []access {
 	const open = "chmod or chown it, and make each directory on the way searchable"
-	list := []access{{field: "boot.kernel", path: spec.Boot.Kernel, hint: open, boots: true, kernel: true}}
-	if spec.Boot.Initrd != "" {
-		list = append(list, access{field: "boot.initrd", path: spec.Boot.Initrd, hint: open, boots: true})
+	var list []access
+	for _, f := range bootFiles(spec.Boot) {
+		list = append(list, access{field: f.field, path: f.path, hint: open, boots: true, kernel: f.field == kernelField})
 	}
 	for i, d := range spec.Disks {
 		list = append(list, access{field: fmt.Sprintf("disks[%d].path", i), path: d.Path, write: !d.ReadOnly, hint: open})

@@ -51,6 +51,14 @@ func TestBootedFilesOfOthers(t *testing.T) {
 	spoil(s.Boot.Kernel, 0o666, "error: boot.kernel: who changes it is given the VM's secrets: "+s.Boot.Kernel)
 	spoil(s.Boot.Initrd, 0o664, "error: boot.initrd: ")
 	spoil(filepath.Dir(s.Boot.Kernel), 0o777, "error: boot.kernel: ")
+	direct := s.Boot
+	s.Boot = vm.Boot{Firmware: touch(t, dir, "firmware")} // no kernel, and not looked at as one
+	spoil(s.Boot.Firmware, 0o666, "error: boot.firmware: who changes it is given the VM's secrets: "+s.Boot.Firmware)
+	s.Boot.Firmware = vm.FirmwareBIOS
+	if got := look(nil); got != "" {
+		t.Errorf("the VMM's own firmware: %s", got)
+	}
+	s.Boot = direct
 
 	if os.Geteuid() != 0 {
 		return

@@ -44,13 +44,33 @@ func (c *Checker) add(s vm.Severity, field, message, hint string) {
 	})
 }
 
-// Boot looks for the kernel and the initrd.
+// Boot looks for what the guest boots from.
 func (c *Checker) Boot() {
-	c.regular("boot.kernel", c.spec.Boot.Kernel)
-	if c.spec.Boot.Initrd != "" {
-		c.regular("boot.initrd", c.spec.Boot.Initrd)
+	for _, f := range bootFiles(c.spec.Boot) {
+		c.regular(f.field, f.path)
 	}
 }
+
+// bootFile is one file that a guest boots from.
+type bootFile struct{ field, path string }
+
+// bootFiles are a kernel and an initrd, or a firmware that is not the VMM's own.
+func bootFiles(b vm.Boot) []bootFile {
+	var list []bootFile
+	switch {
+	case b.Firmware == "":
+		list = append(list, bootFile{kernelField, b.Kernel})
+	case b.Firmware != vm.FirmwareBIOS:
+		list = append(list, bootFile{"boot.firmware", b.Firmware})
+	}
+	if b.Initrd != "" {
+		list = append(list, bootFile{"boot.initrd", b.Initrd})
+	}
+	return list
+}
+
+// kernelField is the one whose content is looked at, too.
+const kernelField = "boot.kernel"
 
 // Disks looks for each disk, which is raw or qcow2, or of one more format that the
 // VMM knows.

@@ -82,6 +82,15 @@ func checkNotYet(c *hostcheck.Checker, spec *vm.Spec) {
 	if spec.Vsock != nil {
 		c.Fault("vsock", "vsock is not supported with qemu yet", "")
 	}
+	if spec.Boot.Firmware != "" {
+		c.Fault("boot.firmware", "a firmware's boot is not supported with qemu yet", "use boot: {kernel: PATH}")
+	}
+	if spec.Watchdog {
+		c.Fault("watchdog", "a watchdog is not supported with qemu yet", "")
+	}
+	if len(spec.QEMU.Extra) > 0 {
+		c.Fault("qemu.extra", "arguments as they are are not supported yet", "")
+	}
 	if spec.Notify == vm.NotifyGuest {
 		c.Fault("notify", "waiting for the guest's READY=1 is not supported with qemu yet", `use "boot"`)
 	}
