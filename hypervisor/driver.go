@@ -9,6 +9,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"path/filepath"
 
 	"github.com/vmcred/vmcred/delivery"
 	"github.com/vmcred/vmcred/internal/launch"
@@ -41,6 +42,12 @@ type Info struct {
 // ConsoleSocket is the name of the console's socket in a VM's runtime directory,
 // with console: socket. Mode 0600, and one client at a time.
 const ConsoleSocket = "console.sock"
+
+// ConsoleSockets are the places where it can be in a VM's runtime directory: we made
+// it, or the VMM did in the directory that is its user's (hypervisor/vsock).
+func ConsoleSockets(runDir string) []string {
+	return []string{filepath.Join(runDir, ConsoleSocket), filepath.Join(runDir, "vsock", ConsoleSocket)}
+}
 
 // Launch is everything Start needs.
 type Launch struct {

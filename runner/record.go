@@ -5,7 +5,6 @@ package runner
 import (
 	"cmp"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/vmcred/vmcred/credential"
@@ -28,7 +27,11 @@ func (r *run) record(p *Prepared, m hypervisor.Machine) {
 		r.now.Accel = cmp.Or(r.Spec.QEMU.Accel, p.Info.Accel)
 	}
 	if r.Spec.Console.Mode == vm.ConsoleSocket {
-		r.now.Console = filepath.Join(r.dir, hypervisor.ConsoleSocket)
+		for _, path := range hypervisor.ConsoleSockets(r.dir) {
+			if _, err := os.Lstat(path); err == nil {
+				r.now.Console = path
+			}
+		}
 	}
 	for _, e := range p.Plan.Entries {
 		if e.Kind != credential.OEMString {

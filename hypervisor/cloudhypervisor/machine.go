@@ -48,7 +48,6 @@ type ends struct {
 	words   *console.Words
 	host    *vsock.Host
 	shares  *virtiofs.Servers
-	link    string // to the console's socket, empty without one
 }
 
 // finish reads what the VMM left behind and closes them: it is gone.
@@ -57,9 +56,6 @@ func (e *ends) finish() {
 	e.console.Finish(grace)
 	e.words.Finish(grace)
 	e.shares.Finish(grace)
-	if e.link != "" {
-		_ = os.Remove(e.link)
-	}
 	_ = e.host.Close()
 }
 

@@ -42,7 +42,7 @@ func TestConsoleSocket(t *testing.T) {
 		d := New(Options{Path: path})
 		l := launchOf(t, d, spec)
 		m := startOf(t, d, l)
-		socket := filepath.Join(l.RunDir, hypervisor.ConsoleSocket)
+		socket := hypervisor.ConsoleSockets(l.RunDir)[1]
 		c, err := net.Dial("unix", socket)
 		if err != nil {
 			t.Fatal(err)

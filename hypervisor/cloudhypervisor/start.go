@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 
 	"github.com/vmcred/vmcred/delivery"
@@ -91,11 +90,7 @@ func (s *starter) start(ctx context.Context, d *Driver) error {
 }
 
 func (s *starter) ends(words *console.Words) ends {
-	e := ends{client: s.client, console: s.console, words: words, host: s.host, shares: s.shares}
-	if s.paths.console != "" {
-		e.link = filepath.Join(s.l.RunDir, hypervisor.ConsoleSocket)
-	}
-	return e
+	return ends{client: s.client, console: s.console, words: words, host: s.host, shares: s.shares}
 }
 
 // open makes all that the VMM inherits.
@@ -210,16 +205,7 @@ func (s *starter) converse(ctx context.Context) error {
 		return err
 	}
 	m.emit(hypervisor.EventRunning, "")
-	return s.linkConsole()
-}
-
-// linkConsole puts the console's socket, which the VMM made, where it is looked for.
-func (s *starter) linkConsole() error {
-	link := s.machine.link
-	if link == "" {
-		return nil
-	}
-	return errors.Join(os.RemoveAll(link), os.Symlink(vsock.Path("", hypervisor.ConsoleSocket), link))
+	return nil
 }
 
 // create hands the VM over with its strings, and wipes them here.

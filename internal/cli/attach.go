@@ -103,11 +103,22 @@ func (i *inspected) elsewhere() error {
 	}
 }
 
-// dialConsole connects to the socket in a VM's runtime directory. A unit's VM owns
-// that directory, and could put a link there that leads root to another socket: so
-// the socket itself is opened first, and belongs to the directory's owner.
-func dialConsole(root, name string) (net.Conn, error) {
-	dir, err := unix.Open(filepath.Join(root, name), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+// dialConsole connects to the socket in a VM's runtime directory, which vmcred made,
+// or in the directory there that its VMM makes its own in.
+func dialConsole(root, name string) (conn net.Conn, err error) {
+	for _, path := range hypervisor.ConsoleSockets(filepath.Join(root, name)) {
+		if conn, err = dialIn(filepath.Dir(path)); !errors.Is(err, unix.ENOENT) {
+			break
+		}
+	}
+	return conn, err
+}
+
+// dialIn: a VM's user owns that directory, and could put a link there that leads root
+// to another socket. So the socket itself is opened first, and belongs to the
+// directory's owner.
+func dialIn(path string) (net.Conn, error) {
+	dir, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
