@@ -23,8 +23,14 @@ type Found struct {
 	handle *Handle
 }
 
-// Handle holds the runner of a VM that runs; it is nil otherwise. Close closes it.
-func (f *Found) Handle() *Handle { return f.handle }
+// Handle holds the runner of a VM that runs; it is nil otherwise, and without a
+// record. Close closes it.
+func (f *Found) Handle() *Handle {
+	if f == nil {
+		return nil
+	}
+	return f.handle
+}
 
 // Close lets go of the runner.
 func (f *Found) Close() {

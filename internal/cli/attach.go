@@ -79,7 +79,7 @@ func refusedBecause(i *inspected, message, hint string) error {
 
 // elsewhere says where the console of a VM is that has no socket for it.
 func (i *inspected) elsewhere() error {
-	byUnit := i.found == nil || i.found.Handle() == nil
+	byUnit := i.found.Handle() == nil
 	switch {
 	case !byUnit && i.found.Console != "":
 		return nil
@@ -92,11 +92,11 @@ func (i *inspected) elsewhere() error {
 	case c.Mode == vm.ConsoleSocket:
 		return nil
 	case c.Mode == vm.ConsoleFile:
-		return refusedBecause(i, "the console of "+i.VM+" goes to "+console.QuotePath(c.Path), "look at it with: less "+console.QuotePath(c.Path))
+		return refusedBecause(i, fmt.Sprintf("the console of %s goes to %s", i.VM, console.QuotePath(c.Path)), "look at it with: less "+console.QuotePath(c.Path))
 	case c.Mode == vm.ConsoleOff:
 		return refusedBecause(i, i.VM+" has no console (console: off)", "say console: socket in its file, and start it anew")
 	case byUnit:
-		return refusedBecause(i, "the console of "+i.VM+" goes to the journal", "journalctl -f -u "+i.Unit)
+		return refusedBecause(i, fmt.Sprintf("the console of %s goes to the journal", i.VM), "journalctl -f -u "+i.Unit)
 	default:
 		return refusedBecause(i, fmt.Sprintf("the console of %s is the standard output of vmcred run, process %d", i.VM, i.RunnerPID),
 			"look there, or say console: socket in its file, and start it anew")

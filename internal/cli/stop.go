@@ -53,7 +53,7 @@ func (a *app) stop(ctx context.Context, arg string, force bool) error {
 	}
 	defer i.Close()
 	switch {
-	case i.found != nil && i.found.Handle() != nil:
+	case i.found.Handle() != nil:
 		err = a.stopRun(ctx, i, force)
 	case i.Systemd != nil && i.Systemd.Up():
 		err = a.stopUnit(ctx, in, i, force)
