@@ -39,11 +39,12 @@ var mayImport = map[string][]string{
 	"delivery":         {"secret", "credential"},
 	"hypervisor":       {"vm", "delivery", "internal/launch"},
 
-	"hypervisor/console":   {"hypervisor", "vm", "internal/launch"},
-	"hypervisor/hostcheck": {"hypervisor/console", "vm", "internal/launch", "internal/trusted"},
-	"hypervisor/program":   {"hypervisor", "hypervisor/console", "internal/trusted"},
-	"hypervisor/virtiofs":  {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "internal/launch", "vm"},
-	"hypervisor/qemu":      {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/qemu/qmp", "hypervisor/virtiofs", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
+	"hypervisor/console":    {"hypervisor", "vm", "internal/launch"},
+	"hypervisor/hostcheck":  {"hypervisor/console", "vm", "internal/launch", "internal/trusted"},
+	"hypervisor/program":    {"hypervisor", "hypervisor/console", "internal/trusted"},
+	"hypervisor/virtiofs":   {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "internal/launch", "vm"},
+	"hypervisor/vhostvsock": {"hypervisor", "hypervisor/console", "hypervisor/program", "internal/launch"},
+	"hypervisor/qemu":       {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/qemu/qmp", "hypervisor/virtiofs", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
 
 	"hypervisor/qemu/qmp": {},
 
