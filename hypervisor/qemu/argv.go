@@ -27,6 +27,8 @@ type descriptors struct {
 	qmp     string
 	console string   // a socket's or a file's, empty without one
 	shares  []string // a connection to each one's daemon
+	vsock   string   // the kernel's device or a connection to its daemon
+	way     vsockWay // which of the two
 	smbios  []string // one structure each
 	fwCfg   []item
 }
@@ -38,7 +40,7 @@ type item struct{ key, fd string }
 // "<fd>" for each inherited descriptor.
 func (d *Driver) Command(spec *vm.Spec, info hypervisor.Info, plan delivery.Plan) []string {
 	const fd = "<fd>"
-	ds := descriptors{qmp: fd, console: fd}
+	ds := descriptors{qmp: fd, console: fd, vsock: fd, way: d.vsockWay(spec)}
 	for range spec.Shares {
 		ds.shares = append(ds.shares, fd)
 	}
@@ -68,7 +70,7 @@ func arguments(spec *vm.Spec, info hypervisor.Info, ds descriptors) []string {
 	a.add("-no-user-config")
 	a.add("-display", "none")
 	a.add("-sandbox", sandbox)
-	a.machine(spec, machineType(info, accel))
+	a.machine(machineType(info, accel), spec.Memory, len(spec.Shares) > 0 || ds.way == byDaemon)
 	a.add("-cpu", cpuModel(accel))
 	a.add("-smp", fmt.Sprintf("%d,sockets=1", spec.CPUs))
 	a.add("-m", fmt.Sprintf("%dM", spec.Memory>>20))
@@ -79,6 +81,7 @@ func arguments(spec *vm.Spec, info hypervisor.Info, ds descriptors) []string {
 	a.disks(spec.Disks)
 	a.interfaces(spec.Interfaces)
 	a.shares(spec.Shares, ds.shares)
+	a.vsock(spec.Vsock, ds.vsock, ds.way)
 	a.console(spec.Console.Mode, ds.console)
 	a.add("-chardev", "socket,id=qmp,fd="+ds.qmp)
 	a.add("-mon", "chardev=qmp,mode=control")
@@ -165,9 +168,9 @@ func (a *args) interfaces(nics []vm.Interface) {
 
 // machine: a share's daemon works in the guest's memory, so that is a memory file
 // there, which QEMU hands to it.
-func (a *args) machine(spec *vm.Spec, kind string) {
-	if len(spec.Shares) > 0 {
-		a.add("-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", spec.Memory>>20))
+func (a *args) machine(kind string, memory int64, shared bool) {
+	if shared {
+		a.add("-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", memory>>20))
 		kind += ",memory-backend=ram"
 	}
 	a.add("-machine", kind)

@@ -25,6 +25,7 @@ const kvmDevice = "/dev/kvm"
 func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 	c := hostcheck.New(spec)
 	checkMachine(c, spec, info)
+	d.checkVsock(c, spec)
 	checkNotYet(c, spec)
 	c.Boot()
 	c.Disks()
@@ -37,17 +38,20 @@ func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 // CheckAccess implements [hypervisor.AccessChecker]. Start does it again, before
 // it asks for values.
 func (d *Driver) CheckAccess(spec *vm.Spec, info hypervisor.Info, id *launch.Identity) []vm.Problem {
-	return hostcheck.Access(spec, devices(spec, info), id)
+	return hostcheck.Access(spec, d.devices(spec, info), id)
 }
 
-// devices are those of this host that QEMU opens for that VM.
-func devices(spec *vm.Spec, info hypervisor.Info) []hostcheck.Device {
+// devices are those of this host that QEMU opens for that VM, or is given.
+func (d *Driver) devices(spec *vm.Spec, info hypervisor.Info) []hostcheck.Device {
 	var list []hostcheck.Device
 	if len(spec.Interfaces) > 0 {
 		list = append(list, hostcheck.Device{Field: "interfaces", Path: hostcheck.Tun, Hint: "chmod 0666 " + hostcheck.Tun + ", as udev has it"})
 	}
 	if accelOf(spec, info) == "kvm" {
 		list = append(list, hostcheck.Device{Field: "qemu.accel", Path: kvmDevice, Hint: `add the user to the group kvm, or use "tcg"`})
+	}
+	if d.vsockWay(spec) == byKernel {
+		list = append(list, hostcheck.Device{Field: "vsock", Path: d.vsockDevice, Hint: vsockCure})
 	}
 	return list
 }
@@ -79,9 +83,6 @@ func checkMachine(c *hostcheck.Checker, spec *vm.Spec, info hypervisor.Info) {
 
 // checkNotYet refuses by name what the file may say and this driver cannot do.
 func checkNotYet(c *hostcheck.Checker, spec *vm.Spec) {
-	if spec.Vsock != nil {
-		c.Fault("vsock", "vsock is not supported with qemu yet", "")
-	}
 	if spec.Boot.Firmware != "" {
 		c.Fault("boot.firmware", "a firmware's boot is not supported with qemu yet", "use boot: {kernel: PATH}")
 	}
@@ -90,8 +91,5 @@ func checkNotYet(c *hostcheck.Checker, spec *vm.Spec) {
 	}
 	if len(spec.QEMU.Extra) > 0 {
 		c.Fault("qemu.extra", "arguments as they are are not supported yet", "")
-	}
-	if spec.Notify == vm.NotifyGuest {
-		c.Fault("notify", "waiting for the guest's READY=1 is not supported with qemu yet", `use "boot"`)
 	}
 }

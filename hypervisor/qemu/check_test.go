@@ -34,8 +34,7 @@ func TestCheck(t *testing.T) {
 		"kvm":         {func(s *vm.Spec) { s.QEMU.Accel = "kvm" }, `error: qemu.accel: KVM cannot be used on this host: SSE code does not run [use "auto"`},
 		"accel":       {func(s *vm.Spec) { s.QEMU.Accel = "hax" }, `error: qemu.accel: "hax"`},
 		"shares":      {func(s *vm.Spec) { s.Shares = []vm.Share{{Tag: "x", Socket: kernel}} }, "error: shares[0]: "},
-		"vsock":       {func(s *vm.Spec) { s.Vsock = &vm.Vsock{CID: 3} }, "error: vsock: "},
-		"notify":      {func(s *vm.Spec) { s.Notify = vm.NotifyGuest }, `error: notify: waiting for the guest's READY=1 is not supported with qemu yet [use "boot"]`},
+		"vsock path":  {func(s *vm.Spec) { s.Vsock = &vm.Vsock{CID: 3, Socket: "/run/s"} }, "error: vsock: a path for its socket is not supported"},
 		"cpus":        {func(s *vm.Spec) { s.CPUs = 256 }, "error: cpus: q35 has 1 to 255 CPUs, not 256"},
 		"memory":      {func(s *vm.Spec) { s.Memory++ }, "error: memory: 134217729 bytes is no whole number of MiB"},
 		"no kernel":   {func(s *vm.Spec) { s.Boot.Kernel = dir + "/a b" }, `error: boot.kernel: "` + dir + `/a b": no such file or directory`},
@@ -62,12 +61,13 @@ func TestCheck(t *testing.T) {
 // TestDeviceList: KVM and the taps' device, if the VM has them.
 func TestDeviceList(t *testing.T) {
 	s := spec("/kernel")
-	if got := devices(s, emulation); len(got) > 0 {
+	d := New(Options{})
+	if got := d.devices(s, emulation); len(got) > 0 {
 		t.Errorf("asked for what the VM does not have: %+v", got)
 	}
 	s.QEMU.Accel = "auto"
 	s.Interfaces = []vm.Interface{{Type: "tap", ID: "vm-a"}, {Type: "tap", ID: "vm-b"}}
-	got := devices(s, hypervisor.Info{Accel: "kvm"})
+	got := d.devices(s, hypervisor.Info{Accel: "kvm"})
 	if len(got) != 2 || got[0].Path != "/dev/net/tun" || got[0].Field != "interfaces" || got[1].Path != "/dev/kvm" || got[1].Field != "qemu.accel" {
 		t.Errorf("%+v", got)
 	}

@@ -27,7 +27,10 @@ type Options struct {
 }
 
 // Driver starts VMs with QEMU. It is safe for concurrent use.
-type Driver struct{ o Options }
+type Driver struct {
+	o           Options
+	vsockDevice string
+}
 
 var (
 	_ hypervisor.Driver        = (*Driver)(nil)
@@ -39,7 +42,7 @@ func New(o Options) *Driver {
 	if o.StartTimeout <= 0 {
 		o.StartTimeout = startTimeout
 	}
-	return &Driver{o: o}
+	return &Driver{o: o, vsockDevice: vsockDevice}
 }
 
 // Error is a fault of this host or of QEMU, in words for people.

@@ -33,6 +33,7 @@ type machine struct {
 	console *console.Console
 	said    *console.Words
 	shares  *virtiofs.Servers
+	vsock   *link
 	events  chan hypervisor.Event // room for each kind once, so nothing waits for a reader
 	stops   chan struct{}         // QEMU stopped the guest, and nobody has asked why yet
 	asked   chan struct{}         // closed when nobody will ask any more
@@ -64,9 +65,9 @@ func (e exit) how() string {
 }
 
 // newMachine takes over the process and all that is connected to it.
-func newMachine(proc *launch.Process, control net.Conn, c *console.Console, s *console.Words, shares *virtiofs.Servers) *machine {
+func newMachine(proc *launch.Process, control net.Conn, c *console.Console, s *console.Words, shares *virtiofs.Servers, vsock *link) *machine {
 	m := &machine{
-		proc: proc, console: c, said: s, shares: shares,
+		proc: proc, console: c, said: s, shares: shares, vsock: vsock,
 		events:  make(chan hypervisor.Event, 8),
 		emitted: make(map[hypervisor.EventKind]bool),
 		stops:   make(chan struct{}, 1), asked: make(chan struct{}),
@@ -76,6 +77,7 @@ func newMachine(proc *launch.Process, control net.Conn, c *console.Console, s *c
 	m.qmp = qmp.New(control, m.heard)
 	go m.askWhy()
 	shares.Watch(proc.Done(), func(err error) { m.emit(hypervisor.EventShareLost, err.Error()) })
+	vsock.daemon.Watch(proc.Done(), func(err error) { s.Line("the VM goes on without vsock: " + err.Error()) })
 	go m.settle()
 	return m
 }
@@ -255,6 +257,7 @@ func (m *machine) settle() {
 	close(m.stops)
 	<-m.asked
 	m.shares.Finish(grace)
+	m.vsock.finish()
 	m.console.Finish(grace)
 	m.said.Finish(grace)
 	m.mu.Lock()

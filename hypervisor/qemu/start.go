@@ -45,8 +45,9 @@ type starter struct {
 	qmpEnd, stderrIn *os.File // the child's ends
 	shares           *virtiofs.Servers
 	shareConns       []*os.File // the child's, too
+	vsock            *link
 	feed             *feed
-	machine          *machine // from here on it owns console, qmp, stderr and shares
+	machine          *machine // from here on it owns console, qmp, stderr, shares and vsock
 }
 
 func (s *starter) start(ctx context.Context, d *Driver) error {
@@ -54,6 +55,9 @@ func (s *starter) start(ctx context.Context, d *Driver) error {
 		return err
 	}
 	if err := s.openShares(ctx, d); err != nil {
+		return err
+	}
+	if err := s.openVsock(ctx, d); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -71,7 +75,7 @@ func (s *starter) start(ctx context.Context, d *Driver) error {
 		return withHint(&Error{Message: "QEMU's process", Err: err})
 	}
 	s.closeChildEnds()
-	s.machine = newMachine(proc, s.qmp, s.console, console.Listen(s.stderr, s.l.Log, "QEMU's messages"), s.shares)
+	s.machine = newMachine(proc, s.qmp, s.console, console.Listen(s.stderr, s.l.Log, "QEMU's messages"), s.shares, s.vsock)
 	limited, cancel := context.WithTimeout(ctx, d.o.StartTimeout)
 	defer cancel()
 	return s.converse(limited)
@@ -111,6 +115,15 @@ func (s *starter) openShares(ctx context.Context, d *Driver) error {
 	return nil
 }
 
+// openVsock waits for a daemon no longer than for QEMU itself.
+func (s *starter) openVsock(ctx context.Context, d *Driver) error {
+	limited, cancel := context.WithTimeout(ctx, d.o.StartTimeout)
+	defer cancel()
+	var err error
+	s.vsock, err = d.openLink(limited, s.l)
+	return err
+}
+
 // spawn starts QEMU with an empty environment and nothing but what it is given.
 func (s *starter) spawn() (*launch.Process, error) {
 	c := &launch.Command{
@@ -125,6 +138,9 @@ func (s *starter) spawn() (*launch.Process, error) {
 	}
 	for _, f := range s.shareConns {
 		ds.shares = append(ds.shares, donate(f.Name(), f))
+	}
+	if f := s.vsock.child; f != nil {
+		ds.vsock, ds.way = donate("vsock", f), s.vsock.way
 	}
 	for _, m := range s.feed.smbios {
 		ds.smbios = append(ds.smbios, donate("smbios", m.File()))
@@ -143,6 +159,7 @@ func (s *starter) closeChildEnds() {
 		}
 	}
 	s.qmpEnd, s.stderrIn, s.shareConns = nil, nil, nil
+	s.vsock.closeChild()
 }
 
 // converse brings QEMU from its greeting to a running guest. The greeting comes
@@ -200,6 +217,7 @@ func (s *starter) undo(ctx context.Context, err error) error {
 
 func (s *starter) closeOurEnds() {
 	s.shares.Finish(0)
+	s.vsock.finish()
 	if s.console != nil {
 		s.console.Finish(grace)
 	}
@@ -228,6 +246,7 @@ func withHint(e *Error) *Error {
 		{`Failed to get "write" lock`, "another process uses that disk, perhaps another VM"},
 		{`Failed to get shared "write" lock`, "another process writes to that disk, perhaps another VM"},
 		{"Cannot allocate memory", "the host has not that much memory to give"},
+		{"unable to set guest cid", "another VM of this host has that number: give this one another, vsock: {cid: …}"},
 		{"initrd is too large", "give the VM more: memory:"},
 		{"without PVH ELF Note", "give a bzImage (vmlinuz-…), or a kernel built with CONFIG_PVH"},
 	} {

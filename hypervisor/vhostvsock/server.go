@@ -90,6 +90,9 @@ func (s *Server) settle() {
 	close(s.done)
 }
 
+// PID is the daemon's process number.
+func (s *Server) PID() int { return s.proc.PID() }
+
 // Dial returns a connection to the daemon, to be given to the VMM; it waits until
 // the daemon listens. There can be one only.
 func (s *Server) Dial(ctx context.Context) (*os.File, error) {
