@@ -41,6 +41,9 @@ type Factory struct {
 	// SlowGuest says that the probe guest computes slowly under this VMM, as
 	// where KVM emulates each instruction: the random sets are of small values.
 	SlowGuest bool
+	// Vsock says that the driver has vsock; nil: it has none. It may skip the test
+	// if this host lacks something for it.
+	Vsock func(t *testing.T)
 	// Identity is the user the VMMs run as; nil: the test's own.
 	Identity *launch.Identity
 }
@@ -78,6 +81,9 @@ func Run(t *testing.T, f Factory) {
 	t.Run("nothing in argv, environment or descriptors", s.testNoValueOutside)
 	t.Run("argv", s.testCommand)
 	t.Run("without credentials", s.testWithoutCredentials)
+	if f.Vsock != nil {
+		t.Run("vsock", s.testVsock)
+	}
 	t.Run("every limit at its byte", s.testEdges)
 	t.Run("random sets", s.testRandom)
 

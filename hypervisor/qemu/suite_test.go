@@ -11,9 +11,21 @@ import (
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/hypervisortest"
 	"github.com/vmcred/vmcred/hypervisor/qemu"
+	"github.com/vmcred/vmcred/hypervisor/vhostvsock"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
 )
+
+// needVsock skips where QEMU has nobody for its vsock device.
+func needVsock(t *testing.T) {
+	t.Helper()
+	if _, err := os.Stat("/dev/vhost-vsock"); err == nil {
+		return
+	}
+	if _, err := exec.LookPath(vhostvsock.Executable); err != nil {
+		t.Skipf("SKIPPED: needs /dev/vhost-vsock (modprobe vhost_vsock), or %s on PATH (%s)", vhostvsock.Executable, vhostvsock.Install)
+	}
+}
 
 // TestSuite is the suite that every driver passes, with real QEMUs. As root,
 // they run as a user without a name.
@@ -39,6 +51,7 @@ func TestSuite(t *testing.T) {
 			return out
 		},
 	}
+	f.Vsock = needVsock
 	if os.Geteuid() == 0 {
 		f.Identity = &launch.Identity{UID: 65531, GID: 65531}
 	}

@@ -72,9 +72,14 @@ func TestCheckVsock(t *testing.T) {
 	if got := faults(withDaemon().Check(spec(kernel), emulation)); got != "" {
 		t.Errorf("a VM without vsock: %s", got)
 	}
+}
+
+func TestCheckVsockOfAClosedDevice(t *testing.T) {
 	if os.Geteuid() == 0 {
 		t.Skip("SKIPPED: root may open each device")
 	}
+	kernel := touch(t, t.TempDir(), "kernel")
+	t.Setenv("PATH", t.TempDir())
 	if got := faults(withKernel(t, 0).Check(withVsock(kernel), emulation)); !strings.Contains(got, "this user may not open ") {
 		t.Errorf("with a device that is closed: %s", got)
 	}
@@ -113,6 +118,18 @@ func TestVsockOfTheKernel(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(l.RunDir, "vsock")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("it made a directory for sockets: %v", err)
+	}
+}
+
+// TestVsockOfTheKernelIsNone: QEMU knows the options, and what it is given is no
+// vhost device. This host may have none to try.
+func TestVsockOfTheKernelIsNone(t *testing.T) {
+	_, info, sp := installed(t)
+	d := withKernel(t, 0o666)
+	sp.Vsock = &vm.Vsock{CID: 42}
+	l, _ := launchOf(t, d, info, sp, values(t, map[string]string{"A": "alpha"}))
+	if _, err := d.Start(t.Context(), l); err == nil || !strings.Contains(err.Error(), "vhost-vsock") || !strings.Contains(err.Error(), "Inappropriate ioctl") {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -157,8 +174,13 @@ func TestVsockIsLost(t *testing.T) {
 	if err := unix.Kill(daemonOf(t, m), unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	<-log.seen
-	<-ready.seen
+	for _, seen := range []chan struct{}{log.seen, ready.seen} {
+		select {
+		case <-seen:
+		case <-m.(*machine).done:
+			t.Fatalf("the VM ended: %s", log.all.String())
+		}
+	}
 	if err := m.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)
 	}
