@@ -111,8 +111,12 @@ func params(t *testing.T, dir, kernel string) testscript.Params {
 		Deadline:      time.Now().Add(2 * patience), // a program that does not end fails its script
 		UpdateScripts: os.Getenv("VMCRED_UPDATE") != "",
 		Condition: func(cond string) (bool, error) {
-			if cond == "root" {
+			switch cond {
+			case "root":
 				return os.Geteuid() == 0, nil
+			case "vhost-vsock":
+				_, err := os.Stat("/dev/vhost-vsock")
+				return err == nil, nil
 			}
 			return false, fmt.Errorf("there is no condition %q", cond)
 		},
