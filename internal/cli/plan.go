@@ -93,6 +93,11 @@ func (a *app) plan(c *cobra.Command, arg string, sources *sourceFlags, asJSON, c
 func (a *app) planTable(spec *vm.Spec, p *runner.Prepared) {
 	st := styleOf(a.stdout, a.getenv)
 	fmt.Fprintf(a.out, "%s: %s %s, %s\n", st.bold(spec.Name), spec.Hypervisor, p.Info.Version, p.Info.Why)
+	a.planEntries(p)
+}
+
+// planEntries prints what goes where, and how full that is.
+func (a *app) planEntries(p *runner.Prepared) {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ON THE HOST\tIN THE GUEST\tBYTES\tCHANNEL")
 	for _, e := range p.Plan.Entries {

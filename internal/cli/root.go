@@ -36,6 +36,7 @@ type app struct {
 	out            *output // stdout for what a command says; the console has stdout itself
 	getenv         func(string) string
 	uid, pid       int
+	argv0          string // what this program was started as
 	force          chan struct{}
 }
 
@@ -43,7 +44,7 @@ type app struct {
 func Main(argv []string) int {
 	a := &app{
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, out: &output{f: os.Stdout}, getenv: os.Getenv,
-		uid: os.Geteuid(), pid: os.Getpid(), force: make(chan struct{}),
+		uid: os.Geteuid(), pid: os.Getpid(), argv0: argv[0], force: make(chan struct{}),
 	}
 	ctx, stop := a.signals()
 	defer stop()
@@ -122,7 +123,7 @@ help; 133 the guest rebooted (run).`,
 		&cobra.Group{ID: "setup", Title: "Set up:"},
 	)
 	for group, commands := range map[string][]*cobra.Command{
-		"run":   {a.consoleCommand(), a.runCommand(), a.stopCommand()},
+		"run":   {a.consoleCommand(), a.execCommand(), a.runCommand(), a.stopCommand()},
 		"look":  {a.checkCommand(), a.listCommand(), a.planCommand(), a.statusCommand()},
 		"setup": {a.initCommand(), a.unitsCommand(), a.completionCommand(), a.versionCommand(), helpCommand()},
 	} {

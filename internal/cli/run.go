@@ -16,6 +16,7 @@ import (
 
 	"github.com/vmcred/vmcred/internal/escape"
 	"github.com/vmcred/vmcred/runner"
+	"github.com/vmcred/vmcred/vm"
 )
 
 func (a *app) runCommand() *cobra.Command {
@@ -80,6 +81,13 @@ func (a *app) runVM(c *cobra.Command, arg string, sources *sourceFlags, log *slo
 	if o.Identity, err = a.identity(spec); err != nil {
 		return err
 	}
+	o.Log, o.VMMLog = log, vmmLog
+	return a.follow(c, o, warnings)
+}
+
+// follow runs the VM to its end.
+func (a *app) follow(c *cobra.Command, o runner.Options, warnings vm.Problems) error {
+	log := o.Log
 	for _, w := range warnings {
 		logProblem(log, w)
 	}
@@ -88,11 +96,9 @@ func (a *app) runVM(c *cobra.Command, arg string, sources *sourceFlags, log *slo
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	out, done := a.console()
 	defer done()
-	o.Log, o.Console, o.VMMLog = log, out, vmmLog
-	o.Notify = func(state string) {
-		if _, err := daemon.SdNotify(false, state); err != nil {
-			log.Warn("systemd was not told", "state", state, "error", err)
-		}
+	o.Console = out
+	if o.Notify == nil {
+		o.Notify = notifier(log)
 	}
 	outcome, err := runner.Run(c.Context(), o)
 	if err == nil && outcome == runner.Rebooted {
@@ -100,6 +106,15 @@ func (a *app) runVM(c *cobra.Command, arg string, sources *sourceFlags, log *slo
 		return errRebooted
 	}
 	return err
+}
+
+// notifier tells the unit's systemd, where there is one.
+func notifier(log *slog.Logger) func(string) {
+	return func(state string) {
+		if _, err := daemon.SdNotify(false, state); err != nil {
+			log.Warn("systemd was not told", "state", state, "error", err)
+		}
+	}
 }
 
 // console is where the guest's console goes: a guest may not do to the host's

@@ -36,6 +36,8 @@ func TestMain(m *testing.M) {
 		"vmcred":      vmcred,
 		"vmcred-root": func() { os.Exit(cli.Main(append([]string{"vmcred"}, os.Args[1:]...))) },
 		"in-unit":     inUnit,
+		// as microvm.nix starts it
+		"microvm@no-such-user": func() { os.Exit(cli.Main(os.Args)) },
 	})
 }
 
@@ -77,6 +79,38 @@ func TestLook(t *testing.T) {
 // TestRun runs the scripts that start real VMs, with the probe guest as kernel.
 func TestRun(t *testing.T) {
 	testscript.Run(t, params(t, "testdata/run", probe.Build(t)))
+}
+
+// TestForeign runs the scripts that start real VMs with cloud-hypervisor.
+func TestForeign(t *testing.T) {
+	if _, err := exec.LookPath("cloud-hypervisor"); err != nil {
+		t.Skip("SKIPPED: needs cloud-hypervisor on PATH")
+	}
+	kvmAsUdevHasIt(t)
+	testscript.Run(t, params(t, "testdata/ch", probe.Build(t)))
+}
+
+// kvmAsUdevHasIt opens the device to the scripts' user for the time of a test, where
+// no udev runs.
+func kvmAsUdevHasIt(t *testing.T) {
+	t.Helper()
+	const kvm = "/dev/kvm"
+	f, err := os.OpenFile(kvm, os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("SKIPPED: needs KVM: %v", err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() != 0 || st.Mode().Perm()&0o006 == 0o006 {
+		return
+	}
+	if err := os.Chmod(kvm, 0o666); err != nil {
+		t.Skipf("SKIPPED: %s cannot be opened to other users: %v", kvm, err)
+	}
+	t.Cleanup(func() { _ = os.Chmod(kvm, st.Mode().Perm()) })
 }
 
 // TestRoot runs the scripts about what only root meets.
