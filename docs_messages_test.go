@@ -125,7 +125,8 @@ func flags() (flags, commands map[string]bool) {
 
 var commandLine = regexp.MustCompile(`^vmcred ([a-z]+)( |$)`)
 
-// Flags and commands that a text names are the program's, or the guest builder's.
+// Flags and commands that a text names are the program's, or the guest builder's; one
+// page speaks of another program's.
 func TestFlagsExist(t *testing.T) {
 	known, commands := flags()
 	builder, err := os.ReadFile("examples/guest/build")
@@ -142,6 +143,9 @@ func TestFlagsExist(t *testing.T) {
 				ours := strings.HasPrefix(s, "--") || strings.HasPrefix(s, "vmcred ")
 				if !ours || !strings.HasPrefix(word, "--") {
 					continue
+				}
+				if p.path == "docs/exec.md" && !known[word] {
+					continue // cloud-hypervisor's: TestFlagsOfExec
 				}
 				if found[word] = true; !known[word] && !strings.Contains(string(builder), "  "+word+" ") {
 					t.Errorf("%s: there is no flag %s", p.path, word)
