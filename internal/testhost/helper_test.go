@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"os"
 	"testing"
+
+	"github.com/vmcred/vmcred/hypervisor/cloudhypervisor/standin"
 )
 
 // parts are what this program does inside the container. Each reads its input
@@ -25,6 +27,9 @@ func parts() map[string]func([]byte) (any, error) {
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "part" {
 		os.Exit(playPart(os.Args[2]))
+	}
+	if standin.IsCall(os.Args) {
+		os.Exit(standin.Main(os.Args[1:], standin.Options{}))
 	}
 	os.Exit(m.Run())
 }

@@ -78,7 +78,7 @@ func setUp(t *testing.T) *host {
 	dest := filepath.Join(dir, "dest")
 	h.page.install(t, "../..", dest, filepath.Join(dir, "build"))
 	h.container = boot(t, dir, "--bind="+filepath.Join(dest, "usr/local")+":/usr/local",
-		"--bind-ro="+guest+":/var/lib/vmcred/images/demo", "--bind-ro="+program+":"+self)
+		"--bind-ro="+guest+":/var/lib/vmcred/images/demo", "--bind-ro="+program+":"+self, "--bind-ro="+program+":"+vmmDir+"/cloud-hypervisor")
 	h.do(t, "useradd --system --user-group --groups kvm --no-create-home --shell /usr/sbin/nologin "+other)
 	h.page.follow(t, h.container, "The VM and its user")
 	h.writeVM(t)

@@ -38,6 +38,8 @@ func TestUnit(t *testing.T) {
 		{"a missing file", testMissing},
 		{"a refused VM", testRefused},
 		{"a VM with disks", testDisks},
+		{"a guest that says when it is up", testReady},
+		{"a guest that never says so", testSilent},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.do(t, h) }) {
 			t.FailNow() // the next ones would only say that this one failed
