@@ -14,9 +14,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmcred/vmcred/secret"
-	"go.uber.org/goleak"
 )
 
 // TestMain is also the program whose memory is searched: it reads a value from
@@ -52,6 +55,8 @@ func keep(how string) error {
 		return err
 	}
 	switch how {
+	case "thread name":
+		return unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.SliceData(append(in, 0)))), 0, 0, 0)
 	case "heap":
 		kept = [][]byte{append([]byte("1"), in...), append([]byte("22"), in...)}
 		clear(in)

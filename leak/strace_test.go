@@ -168,6 +168,35 @@ func TestBytesThatStraceCannotReadAreFound(t *testing.T) {
 	}
 }
 
+// The kernel keeps 15 bytes of a thread's name, and strace shows no more: that much
+// of a value is found, and nothing else is missing.
+func TestStraceFindsAThreadsName(t *testing.T) {
+	for _, clean := range []bool{false, true} {
+		v := token()
+		s := search(t, v)
+		if clean {
+			v = token()
+		}
+		tr := Trace{Dir: t.TempDir(), Env: []string{"LEAK_TEST_KEEP=thread name"}, Stdin: strings.NewReader(v)}
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr.Argv = []string{self}
+		run(t, s, tr)
+		if clean {
+			none(t, s)
+		} else if f := want(t, s, v, Name, "plain"); f.Place.Syscall != "prctl" {
+			t.Errorf("%+v", f)
+		}
+		for _, k := range s.Report().NotSearched {
+			if k.Example == "prctl" {
+				t.Errorf("not searched: %+v", k)
+			}
+		}
+	}
+}
+
 func TestStraceSaysWhatItCannotSee(t *testing.T) {
 	v := token()
 	s := search(t, v)

@@ -130,6 +130,12 @@ func (l traceLine) failed() bool {
 	return len(l.result) == 0 || l.result[0] == '-' || l.result[0] == '?'
 }
 
+// threadName says whether a string is a thread's name that strace shows as far as
+// the kernel takes it: 15 bytes.
+func (l traceLine) threadName(p part) bool {
+	return p.cut && l.name == "prctl" && bytes.HasPrefix(l.args, []byte("PR_SET_NAME"))
+}
+
 // number is the result as a number, 0 if it is none.
 func (l traceLine) number() int {
 	field, _, _ := bytes.Cut(l.result, []byte(" "))

@@ -232,7 +232,10 @@ func (t *tracer) names(l traceLine) error {
 	eachPart(l.args, func(p part) bool {
 		if p.kind == partString {
 			t.count.Paths++
-			err = t.find(l, t.text(l, p), Place{Kind: Name})
+			text := t.text(l, p)
+			if err = t.find(l, text, Place{Kind: Name}); err == nil && l.threadName(p) {
+				err = t.s.needles.piece(text, t.namer(l, text))
+			}
 		}
 		return err == nil
 	})
@@ -267,20 +270,25 @@ func (t *tracer) unseen(l traceLine) {
 
 // text decodes a string where it stands.
 func (t *tracer) text(l traceLine, p part) []byte {
-	if p.cut {
+	if p.cut && !l.threadName(p) {
 		t.s.skip("end of a very long string", "strace cut it", l.name)
 	}
 	return unhex(l.args[p.from:p.to])
 }
 
 func (t *tracer) find(l traceLine, text []byte, place Place) error {
-	return t.s.needles.all(text, func(f *form, from, _ int64) {
-		if place.Kind == Name {
-			name := t.s.needles.redactBytes(text)
-			place.Path = name[:min(len(name), 255)]
-		}
-		t.s.found(f, from, t.place(l, place))
-	})
+	if place.Kind == Name {
+		return t.s.needles.all(text, t.namer(l, text))
+	}
+	return t.s.needles.all(text, func(f *form, from, _ int64) { t.s.found(f, from, t.place(l, place)) })
+}
+
+// namer records what is found in a name.
+func (t *tracer) namer(l traceLine, text []byte) func(f *form, from, to int64) {
+	return func(f *form, from, _ int64) {
+		name := t.s.needles.redactBytes(text)
+		t.s.found(f, from, t.place(l, Place{Kind: Name, Path: name[:min(len(name), 255)]}))
+	}
 }
 
 // place completes a place with who is there.
