@@ -13,6 +13,7 @@ import (
 	"github.com/vmcred/vmcred/hypervisor/cloudhypervisor/standin"
 	"github.com/vmcred/vmcred/hypervisor/hypervisortest"
 	"github.com/vmcred/vmcred/internal/launch"
+	"github.com/vmcred/vmcred/internal/testkvm"
 	"github.com/vmcred/vmcred/vm"
 )
 
@@ -95,24 +96,5 @@ func needReal(t *testing.T) {
 // where no udev runs.
 func kvmAsUdevHasIt(t *testing.T) {
 	t.Helper()
-	const kvm = "/dev/kvm"
-	f, err := os.OpenFile(kvm, os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("SKIPPED: needs KVM: %v", err)
-	}
-	defer f.Close()
-	if os.Geteuid() != 0 {
-		return
-	}
-	st, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if st.Mode().Perm() == 0o666 {
-		return
-	}
-	if err := os.Chmod(kvm, 0o666); err != nil {
-		t.Skipf("SKIPPED: %s cannot be opened to other users: %v", kvm, err)
-	}
-	t.Cleanup(func() { _ = os.Chmod(kvm, st.Mode().Perm()) })
+	testkvm.Open(t)
 }
