@@ -37,6 +37,15 @@ func unmark(mode fs.FileMode) (perm fs.FileMode, changed bool) {
 	return mode.Perm(), false
 }
 
+// Works returns why this process cannot use KVM.
+func Works() error {
+	f, err := os.OpenFile(Device, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
 // Open opens the device to every user until the test ends, where root tests and it
 // is not so anyhow. It skips the test where there is no KVM.
 func Open(t testing.TB) {

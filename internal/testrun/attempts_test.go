@@ -225,6 +225,8 @@ func playAttacker() int {
 			}
 		} else if try, ok := onPaths()[name]; ok {
 			err = try(target)
+		} else if try, ok := onSockets()[name]; ok {
+			err = try(target)
 		}
 		switch {
 		case err == nil:

@@ -39,13 +39,20 @@ func kills(t *testing.T) int {
 type mortal struct {
 	*host
 	args  []string
+	tap   string // the name of one that the VM has; empty: none
 	began time.Time
 	phase map[string]int // how often it was killed in which
 }
 
-func newMortal(t *testing.T) *mortal {
+func newMortal(t *testing.T, k kind) *mortal {
 	t.Helper()
-	m := &mortal{host: newHost(t, few()), began: time.Now(), phase: map[string]int{}}
+	m := &mortal{began: time.Now(), phase: map[string]int{}}
+	if k.files || os.Geteuid() != 0 {
+		m.host = newHost(t, k, k.few())
+	} else {
+		m.host = newHostOf(t, k, 0, k.few())
+		makeUser(t, m.name)
+	}
 	m.args, _ = m.bySource(t, "--credentials", "wait")
 	return m
 }
@@ -99,6 +106,7 @@ func (m *mortal) note(r *running) {
 func (m *mortal) startsAnew(t *testing.T) {
 	t.Helper()
 	m.gone(t)
+	m.detached(t)
 	r := m.launch(t, "")
 	if code := r.end(t); code != 0 || !strings.Contains(r.out.String(), probe.Last) {
 		t.Errorf("the next start exits %d: %s\n%s", code, r.out.String(), r.err.String())
@@ -126,15 +134,19 @@ func (m *mortal) leftNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if e.IsDir() || !strings.HasSuffix(e.Name(), ".json") {
+		others := m.uid == 0 && e.Name() != m.name // root's VMs are all in one place
+		if !others && (e.IsDir() || !strings.HasSuffix(e.Name(), ".json")) {
 			t.Errorf("%s is left in the runtime directory", e.Name())
 		}
 	}
 	t.Logf("killed %v", m.phase)
 }
 
-func TestKillTheRunner(t *testing.T) {
-	m := newMortal(t)
+func TestKillTheRunner(t *testing.T) { onEach(t, killTheRunner) }
+
+func killTheRunner(t *testing.T, k kind) {
+	m := newMortal(t, k)
+	m.addDevices(t)
 	for i, d := range moments(kills(t), m.whole(t)) {
 		r := m.launch(t, "wait")
 		select {
@@ -147,6 +159,7 @@ func TestKillTheRunner(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.end(t)
+		m.saysDead(t)
 		m.startsAnew(t)
 		if t.Failed() {
 			t.Fatalf("after kill %d, %s after the start", i+1, d)
@@ -155,8 +168,11 @@ func TestKillTheRunner(t *testing.T) {
 	m.leftNothing(t)
 }
 
-func TestKillTheHypervisor(t *testing.T) {
-	m := newMortal(t)
+func TestKillTheHypervisor(t *testing.T) { onEach(t, killTheHypervisor) }
+
+func killTheHypervisor(t *testing.T, k kind) {
+	m := newMortal(t, k)
+	m.addDevices(t)
 	for i, d := range moments(kills(t), m.whole(t)) {
 		r := m.launch(t, "wait")
 		pid := m.awaitVMM(t, r)
@@ -172,6 +188,7 @@ func TestKillTheHypervisor(t *testing.T) {
 		if code := r.end(t); code != 1 || !strings.Contains(strings.ToLower(r.err.String()), "kill") {
 			t.Errorf("it exits %d: %s", code, r.err.String())
 		}
+		m.saysDead(t)
 		m.clean(t)
 		m.startsAnew(t)
 		if t.Failed() {
@@ -202,8 +219,10 @@ func (m *mortal) awaitVMM(t *testing.T, r *running) int {
 }
 
 // The lock of a process that died refuses nobody, that of one that lives does.
-func TestTheLock(t *testing.T) {
-	m := newMortal(t)
+func TestTheLock(t *testing.T) { onEach(t, theLock) }
+
+func theLock(t *testing.T, k kind) {
+	m := newMortal(t, k)
 	r := m.launch(t, "wait")
 	r.awaitGuest(t)
 	second := m.launch(t, "wait")
@@ -236,8 +255,10 @@ func TestTheLock(t *testing.T) {
 
 // A second signal does not wait for a guest that is deaf, whatever stop-timeout
 // says: here that is longer than any test waits.
-func TestADeafGuestIsStopped(t *testing.T) {
-	m := newMortal(t)
+func TestADeafGuestIsStopped(t *testing.T) { onEach(t, aDeafGuestIsStopped) }
+
+func aDeafGuestIsStopped(t *testing.T, k kind) {
+	m := newMortal(t, k)
 	heard := m.listen(t)
 	m.spec(t, "hang", func(string) string { return "" })
 	r := start(t, m.command(t, []string{"NOTIFY_SOCKET=" + heard.LocalAddr().String()}, append([]string{"run", m.file()}, m.args...)...))

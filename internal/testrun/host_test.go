@@ -31,36 +31,37 @@ type credentialFile struct {
 
 // host is a VM's file, its values, and the user who runs it.
 type host struct {
+	kind
 	name  string // the VM's
 	dir   string // holds all that follows, and may be entered by everyone
 	uid   int
 	creds string // the credentials directory
 	run   string // the directory of the runtime directories
 	all   []credentialFile
+	more  string // lines of the VM's file
 }
 
 var hosts atomic.Int32
 
 // newHost is for an ordinary user: another one than root, if that is who tests.
-func newHost(t *testing.T, all []credentialFile) *host {
+func newHost(t *testing.T, k kind, all []credentialFile) *host {
 	t.Helper()
 	uid := os.Geteuid()
 	if uid == 0 {
 		uid = 64000 + os.Getpid()%500
 	}
-	return newHostOf(t, uid, all)
+	return newHostOf(t, k, uid, all)
 }
 
 // newHostOf makes a place where uid runs one VM. Nothing of it is left at the end.
-func newHostOf(t *testing.T, uid int, all []credentialFile) *host {
+func newHostOf(t *testing.T, k kind, uid int, all []credentialFile) *host {
 	t.Helper()
-	needCommands(t, "qemu-system-x86_64")
 	kernel := probe.Build(t)
 	base, err := workDir()
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{name: fmt.Sprintf("t%d-%dx", os.Getpid(), hosts.Add(1)), uid: uid, all: all}
+	h := &host{kind: k, name: fmt.Sprintf("t%d-%dx", os.Getpid(), hosts.Add(1)), uid: uid, all: all}
 	h.dir = filepath.Join(base, h.name)
 	h.creds, h.run = filepath.Join(h.dir, "credentials"), filepath.Join(h.dir, "run")
 	if uid == 0 {
@@ -85,6 +86,7 @@ func newHostOf(t *testing.T, uid int, all []credentialFile) *host {
 	if err := os.WriteFile(h.kernel(), elf, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	h.install(t)
 	for _, c := range all {
 		h.write(t, filepath.Join(h.creds, c.name), c.value)
 	}
@@ -127,8 +129,8 @@ func (h *host) write(t *testing.T, path string, b []byte) {
 func (h *host) spec(t *testing.T, word string, source func(name string) string) {
 	t.Helper()
 	var b strings.Builder
-	fmt.Fprintf(&b, "version: 1\nhypervisor: qemu\nmemory: 128MiB\nstop-timeout: 10m\nqemu: {accel: tcg}\n"+
-		"boot: {kernel: %q, cmdline: %q}\nguest: {systemd: 252}\ncredentials:\n", h.kernel(), word)
+	fmt.Fprintf(&b, "version: 1\nhypervisor: %s\nmemory: 128MiB\nstop-timeout: 10m\n%s%s"+
+		"boot: {kernel: %q, cmdline: %q}\nguest: {systemd: %d}\ncredentials:\n", h.kind.name, h.config, h.more, h.kernel(), word, h.systemd)
 	for _, c := range h.all {
 		fmt.Fprintf(&b, "  %s: {%s}\n", c.name, source(c.name))
 	}
@@ -166,7 +168,11 @@ func ways() []string {
 }
 
 func (h *host) env(more ...string) []string {
-	env := append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + h.dir}, more...)
+	path := os.Getenv("PATH")
+	if h.copied != "" {
+		path = h.bin() + ":" + path
+	}
+	env := append([]string{"PATH=" + path, "HOME=" + h.dir}, more...)
 	if h.uid != 0 {
 		env = append(env, "XDG_RUNTIME_DIR="+h.run)
 	}
@@ -190,24 +196,6 @@ func (h *host) as(c *exec.Cmd, env ...string) *exec.Cmd {
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(h.uid), Gid: uint32(h.uid)}}
 	}
 	return c
-}
-
-// few is three values: two by SMBIOS, one too large for it.
-func few() []credentialFile {
-	return []credentialFile{{"host-api-key", text(32)}, {"host-jwt-secret", text(64)}, {"host-license", text(6000)}}
-}
-
-// many is 200 values, every twentieth too large for SMBIOS.
-func many() []credentialFile {
-	var all []credentialFile
-	for i := range 200 {
-		n := 32
-		if i%20 == 0 {
-			n = 4500
-		}
-		all = append(all, credentialFile{fmt.Sprintf("host-c%03d", i), text(n)})
-	}
-	return all
 }
 
 // text is base64 of n random bytes, as most secrets are.

@@ -99,7 +99,7 @@ func (h *host) runArgs(t *testing.T) []string {
 // Memory that cannot be locked holds no value: without memfd_secret(2), each
 // limit gives a whole start or a refusal, and the least gives a refusal.
 func TestLockedMemoryIsLimited(t *testing.T) {
-	h := newHost(t, few())
+	h := newHost(t, qemu(), qemu().few())
 	path, err := program()
 	if err != nil {
 		t.Fatal(err)
@@ -123,7 +123,7 @@ const fewest = 12
 
 // Each number of descriptors gives a whole start or an error.
 func TestDescriptorsAreLimited(t *testing.T) {
-	h := newHost(t, many())
+	h := newHost(t, qemu(), qemu().many(200))
 	path, err := program()
 	if err != nil {
 		t.Fatal(err)
@@ -163,7 +163,7 @@ func wantDead(t *testing.T, h *host, r *running) {
 
 // A runtime directory that cannot be written.
 func TestReadOnlyRuntimeDirectory(t *testing.T) {
-	h := newHost(t, few())
+	h := newHost(t, qemu(), qemu().few())
 	if err := os.Chmod(h.run, 0o500); err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +178,7 @@ func TestFullRuntimeDirectory(t *testing.T) {
 	needRoot(t, "it mounts a small file system")
 	for what, options := range map[string]string{"bytes": "size=16k", "files": "nr_inodes=4"} {
 		t.Run(what, func(t *testing.T) {
-			h := newHost(t, few())
+			h := newHost(t, qemu(), qemu().few())
 			if err := unix.Mount("tmpfs", h.run, "tmpfs", 0, options+",mode=0700,uid="+strconv.Itoa(h.uid)); err != nil {
 				t.Skipf("SKIPPED, nothing was shown: needs to mount a tmpfs: %v", err)
 			}
@@ -244,7 +244,7 @@ func TestStandardOutputThatLeadsNowhere(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := newMortal(t)
+			m := newMortal(t, qemu())
 			heard := m.listen(t)
 			c := m.command(t, []string{"NOTIFY_SOCKET=" + heard.LocalAddr().String()}, append([]string{"run", m.file()}, m.args...)...)
 			open(t, c)

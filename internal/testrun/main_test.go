@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/vmcred/vmcred/hypervisor/cloudhypervisor/standin"
 	"github.com/vmcred/vmcred/state"
 )
 
@@ -21,6 +22,12 @@ import (
 const partEnv = "VMCRED_TEST_PART"
 
 func TestMain(m *testing.M) {
+	if standin.IsCall(os.Args) {
+		if _, err := os.Stat(os.Args[0] + echoes); err == nil {
+			os.Exit(playEcho())
+		}
+		os.Exit(standin.Main(os.Args[1:], standin.Options{}))
+	}
 	if part := os.Getenv(partEnv); part != "" {
 		os.Exit(play(part))
 	}

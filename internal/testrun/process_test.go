@@ -170,14 +170,6 @@ func of(text string) []int {
 	return pids
 }
 
-// vmm returns the hypervisor's process, 0 if there is none.
-func (h *host) vmm() int {
-	for _, pid := range of("guest=" + h.name + "\x00") {
-		return pid
-	}
-	return 0
-}
-
 // gone waits until no process of this VM is left. A process that was killed may
 // take a moment, one that lives on is a failure.
 func (h *host) gone(t *testing.T) {
