@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/vmcred/vmcred/check"
 	"github.com/vmcred/vmcred/config"
 	"github.com/vmcred/vmcred/credential"
 	"github.com/vmcred/vmcred/hypervisor/cloudhypervisor"
@@ -133,6 +134,12 @@ func (a *app) understand(argv []string, f *execFlags) (*shim.Command, vm.Problem
 	spec.Guest.Systemd, spec.StopTimeout = f.systemd, config.DefaultStopTimeout
 	if spec.Credentials, err = a.given(&f.sources); err != nil {
 		return nil, nil, err
+	}
+	for _, p := range check.Spec(spec, nil, nil) {
+		if strings.HasPrefix(p.Field, "static.") || strings.HasPrefix(p.Field, "oem-strings") {
+			p.Hint = "take it out of the command line, which every process can read, and give it with --load-credential or --credentials"
+			problems = append(problems, p)
+		}
 	}
 	for _, nic := range spec.Interfaces {
 		for _, fd := range nic.FDs {
