@@ -76,22 +76,26 @@ func TestRefused(t *testing.T) {
 		"--net tap=a,num_queues=3":              "3 is no even number",
 		"--net tap=a,num_queues=0":              "0 is no even number",
 		"--net fd=[3,4],num_queues=2":           "2 descriptors for 2 queues",
-		"--net fd=1":                            "standard input, output or error",
-		"--net fd=[3-900000]":                   "list of numbers",
-		"--net tap=a,mac=zz":                    "mac= zz",
-		"--net tap=a,ip=10.0.0.1":               "ip addr",
-		"--fs tag=a --memory shared=on":         "socket= is missing",
-		"--fs tag=a,socket=/x":                  "--memory shared=on",
-		"--fs tag=a,socket=/x,num_queues=2":     "one queue of 1024",
-		"--vsock cid=2,socket=/x":               "3 or more",
-		"--vsock socket=/x":                     "cid= is missing",
-		"--serial pty":                          "pty is refused",
-		"--serial socket=/x":                    "socket is refused",
-		"--serial off,tty":                      "must be one of",
-		"--serial loud":                         "no key of --serial",
-		"--console~tty":                         "no such flag",
-		"--platform tdx=on":                     "confidential",
-		"--platform iommufd_fd=3":               "descriptor",
+		"--net fd=2":                            "2 is standard input, output or error",
+		"--net fd=[4-4]":                        "list of numbers",
+		"--net fd=[5-4]":                        "list of numbers",
+		"--fs socket=/x,tag=a234567890123456789012345678901234567": "at most 36 bytes",
+		"--net fd=1":                        "standard input, output or error",
+		"--net fd=[3-900000]":               "list of numbers",
+		"--net tap=a,mac=zz":                "mac= zz",
+		"--net tap=a,ip=10.0.0.1":           "ip addr",
+		"--fs tag=a --memory shared=on":     "socket= is missing",
+		"--fs tag=a,socket=/x":              "--memory shared=on",
+		"--fs tag=a,socket=/x,num_queues=2": "one queue of 1024",
+		"--vsock cid=2,socket=/x":           "3 or more",
+		"--vsock socket=/x":                 "cid= is missing",
+		"--serial pty":                      "pty is refused",
+		"--serial socket=/x":                "socket is refused",
+		"--serial off,tty":                  "must be one of",
+		"--serial loud":                     "no key of --serial",
+		"--console~tty":                     "no such flag",
+		"--platform tdx=on":                 "confidential",
+		"--platform iommufd_fd=3":           "descriptor",
 		"--platform oem_strings=[io.systemd.credential:A=hunter2,io.systemd.credential:A=hunter3]": "is there twice",
 		"--platform oem_strings=[io.systemd.credential.binary:A=hunter2]":                          "no base64",
 		"--platform oem_strings=[io.systemd.credential:hunter2]":                                   "not NAME=VALUE",
@@ -189,6 +193,15 @@ func TestUnderstood(t *testing.T) {
 		}
 		if got := string(c.Spec.CloudHypervisor.Extra); got != want.extra || want.ok != nil && !want.ok(c.Spec) {
 			t.Errorf("%s: extra %s, want %s; %+v", line, got, want.extra, *c.Spec)
+		}
+	}
+}
+
+// TestAPISocket: its path is kept aside, absolute, if it has one.
+func TestAPISocket(t *testing.T) {
+	for word, want := range map[string]string{"path=a": "/w/a", "/b": "/b", "fd=3": "", `path="c,d"`: "/w/c,d"} {
+		if c, problems := Parse(words(base+" --api-socket "+word), "/w"); c == nil || c.APISocket != want {
+			t.Errorf("%s: %v %+v", word, problems, c)
 		}
 	}
 }
