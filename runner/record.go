@@ -27,7 +27,9 @@ func (r *run) record(p *Prepared, m hypervisor.Machine) {
 		r.now.Accel = cmp.Or(r.Spec.QEMU.Accel, p.Info.Accel)
 	}
 	if r.Spec.Console.Mode == vm.ConsoleSocket {
-		for _, path := range hypervisor.ConsoleSockets(r.dir) {
+		places := hypervisor.ConsoleSockets(r.dir)
+		r.now.Console = places[0]
+		for _, path := range places {
 			if _, err := os.Lstat(path); err == nil {
 				r.now.Console = path
 			}
