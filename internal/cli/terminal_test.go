@@ -5,9 +5,11 @@ package cli
 import (
 	"io"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/vmcred/vmcred/internal/testtty"
+	"github.com/vmcred/vmcred/state"
 )
 
 // What a guest writes reaches a terminal filtered, and anything else as it is.
@@ -36,5 +38,21 @@ func TestConsoleOnATerminal(t *testing.T) {
 		if string(got) != want {
 			t.Errorf("%q arrived, want %q", got, want)
 		}
+	}
+}
+
+// Whether the guest has read a value is shown as soon as anything is known of it.
+func TestProofIsShown(t *testing.T) {
+	given := []state.Delivered{
+		{Host: "host-a", Guest: "HOST_A", Bytes: 8, Channel: "smbios", Proven: state.Proven},
+		{Guest: "B", Bytes: 9, Channel: "fw_cfg", Proven: state.Unproven},
+	}
+	var out strings.Builder
+	showDelivered(&out, given)
+	const want = "ON THE HOST  IN THE GUEST  BYTES  CHANNEL  PROVEN\n" +
+		"host-a       HOST_A        8      smbios   yes\n" +
+		"(static)     B             9      fw_cfg   no\n"
+	if out.String() != want {
+		t.Errorf("%s", out.String())
 	}
 }

@@ -121,10 +121,10 @@ func (r *running) end(t *testing.T) int {
 	return r.ProcessState.ExitCode()
 }
 
-// stop stops it as a user would.
+// stop stops it as a user would, if somebody has not done that already.
 func (r *running) stop(t *testing.T) {
 	t.Helper()
-	if err := r.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := r.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		t.Fatal(err)
 	}
 	if code := r.end(t); code != 0 {

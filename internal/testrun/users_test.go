@@ -111,12 +111,8 @@ func victims(t *testing.T, k kind) (h *host, pids map[string]int, paths map[stri
 	if vmm == 0 {
 		t.Fatal("there is no hypervisor")
 	}
-	st, err := os.Stat(proc(vmm, "status"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if sys := st.Sys().(*syscall.Stat_t); int(sys.Uid) != uid || int(sys.Gid) != gid {
-		t.Fatalf("the hypervisor runs as %d:%d, not as %d:%d", sys.Uid, sys.Gid, uid, gid)
+	if gotUID, gotGID := ownerOf(t, vmm); gotUID != uid || gotGID != gid {
+		t.Fatalf("the hypervisor runs as %d:%d, not as %d:%d", gotUID, gotGID, uid, gid)
 	}
 	pids = map[string]int{"runner": r.Process.Pid, "hypervisor": vmm}
 	paths = map[string]string{"runtime directory": h.runtime(), "credentials directory": h.creds}
@@ -124,6 +120,17 @@ func victims(t *testing.T, k kind) (h *host, pids map[string]int, paths map[stri
 		paths["a credential's file"] = filepath.Join(h.creds, c.name)
 	}
 	return h, pids, paths
+}
+
+// ownerOf is whom a process runs as.
+func ownerOf(t *testing.T, pid int) (uid, gid int) {
+	t.Helper()
+	st, err := os.Stat(proc(pid, "status"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sys := st.Sys().(*syscall.Stat_t)
+	return int(sys.Uid), int(sys.Gid)
 }
 
 // A second VM's user can read nothing of the first VM; the first VM's own user,
