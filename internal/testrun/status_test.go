@@ -26,7 +26,7 @@ func (h *host) says(t *testing.T, args ...string) (stdout, stderr string, status
 // nobody else may stop it; and root stops it.
 func TestRootsRunIsSeenAndStopped(t *testing.T) {
 	needRoot(t, "it starts a VM as root")
-	h, pids, _ := victims(t)
+	h, pids, _ := victims(t, qemu())
 	uid, _ := ownerOf(t, pids["hypervisor"])
 	out, log, status := h.says(t, "status", h.name, "--json")
 	var got struct {
