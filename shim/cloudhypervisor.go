@@ -36,7 +36,15 @@ const (
 
 // cloudHypervisorRules are all flags that there are.
 func cloudHypervisorRules() map[string]rule {
-	rules := map[string]rule{
+	rules := understood()
+	for name, reason := range refused() {
+		rules[name] = rule{arity: many, refused: reason}
+	}
+	return rules
+}
+
+func understood() map[string]rule {
+	return map[string]rule{
 		"--api-socket": {arity: one, do: (*parser).apiSocket},
 		"--balloon":    {arity: one, do: (*parser).balloon},
 		"--cmdline":    {arity: one, do: (*parser).cmdline},
@@ -62,6 +70,11 @@ func cloudHypervisorRules() map[string]rule {
 		"--vsock":      {arity: one, do: (*parser).vsock},
 		"--watchdog":   {do: func(p *parser, _ flag) { p.spec.Watchdog = true }},
 	}
+}
+
+// refused are flags and why.
+func refused() map[string]string {
+	out := map[string]string{}
 	for reason, names := range map[string][]string{
 		logsValues:  {"-v", "--log-file", "--log-format"},
 		showsValues: {"--dbus-object-path", "--dbus-service-name", "--dbus-system-bus"},
@@ -79,10 +92,10 @@ func cloudHypervisorRules() map[string]rule {
 		startsNone:  {"--help", "-h", "--version", "-V"},
 	} {
 		for _, n := range names {
-			rules[n] = rule{arity: many, refused: reason}
+			out[n] = reason
 		}
 	}
-	return rules
+	return out
 }
 
 // each calls f for every argument of a flag.

@@ -130,12 +130,12 @@ type shownVM struct {
 	CPUs       int             `json:"cpus"`
 	MaxCPUs    int             `json:"max-cpus,omitempty"`
 	Memory     int64           `json:"memory"` // bytes
-	Boot       vm.Boot         `json:"boot"`
-	Console    vm.Console      `json:"console"`
-	Disks      []vm.Disk       `json:"disks,omitempty"`
-	Interfaces []vm.Interface  `json:"interfaces,omitempty"`
-	Shares     []vm.Share      `json:"shares,omitempty"`
-	Vsock      *vm.Vsock       `json:"vsock,omitempty"`
+	Boot       bootJSON        `json:"boot"`
+	Console    consoleJSON     `json:"console"`
+	Disks      []diskJSON      `json:"disks,omitempty"`
+	Interfaces []nicJSON       `json:"interfaces,omitempty"`
+	Shares     []shareJSON     `json:"shares,omitempty"`
+	Vsock      *vsockJSON      `json:"vsock,omitempty"`
 	Devices    []string        `json:"devices,omitempty"`
 	Watchdog   bool            `json:"watchdog"`
 	Machine    string          `json:"machine,omitempty"`
@@ -146,11 +146,60 @@ type shownVM struct {
 	OEMStrings int             `json:"oem-strings"`         // how many
 }
 
+// The parts of vm.Spec, with names for JSON.
+type (
+	bootJSON struct {
+		Kernel   string `json:"kernel,omitempty"`
+		Initrd   string `json:"initrd,omitempty"`
+		Cmdline  string `json:"cmdline,omitempty"`
+		Firmware string `json:"firmware,omitempty"`
+	}
+	consoleJSON struct {
+		Mode vm.ConsoleMode `json:"mode"`
+		Path string         `json:"path,omitempty"`
+	}
+	diskJSON struct {
+		Path     string `json:"path"`
+		Format   string `json:"format,omitempty"`
+		ReadOnly bool   `json:"readonly"`
+		Serial   string `json:"serial,omitempty"`
+		Direct   bool   `json:"direct"`
+		Queues   int    `json:"queues,omitempty"`
+	}
+	nicJSON struct {
+		Type  string `json:"type"`
+		ID    string `json:"id,omitempty"`
+		MAC   string `json:"mac,omitempty"`
+		Pairs int    `json:"pairs,omitempty"`
+		FDs   []int  `json:"fds,omitempty"`
+	}
+	shareJSON struct {
+		Tag    string `json:"tag"`
+		Socket string `json:"socket"`
+	}
+	vsockJSON struct {
+		CID    uint32 `json:"cid"`
+		Socket string `json:"socket,omitempty"`
+	}
+)
+
 func shown(s *vm.Spec) shownVM {
 	v := shownVM{
-		Name: s.Name, Hypervisor: s.Hypervisor, CPUs: s.CPUs, MaxCPUs: s.MaxCPUs, Memory: s.Memory, Boot: s.Boot, Console: s.Console,
-		Disks: s.Disks, Interfaces: s.Interfaces, Shares: s.Shares, Vsock: s.Vsock, Devices: s.Devices, Watchdog: s.Watchdog,
+		Name: s.Name, Hypervisor: s.Hypervisor, CPUs: s.CPUs, MaxCPUs: s.MaxCPUs, Memory: s.Memory,
+		Boot: bootJSON(s.Boot), Console: consoleJSON(s.Console), Devices: s.Devices, Watchdog: s.Watchdog,
 		Machine: s.QEMU.Machine, Accel: s.QEMU.Accel, Arguments: s.QEMU.Extra, Extra: s.CloudHypervisor.Extra, OEMStrings: len(s.OEMStrings),
+	}
+	for _, d := range s.Disks {
+		v.Disks = append(v.Disks, diskJSON(d))
+	}
+	for _, n := range s.Interfaces {
+		v.Interfaces = append(v.Interfaces, nicJSON(n))
+	}
+	for _, f := range s.Shares {
+		v.Shares = append(v.Shares, shareJSON{f.Tag, f.Socket})
+	}
+	if s.Vsock != nil {
+		v.Vsock = &vsockJSON{s.Vsock.CID, s.Vsock.Socket}
 	}
 	for _, st := range s.Static {
 		v.Static = append(v.Static, st.Name)
