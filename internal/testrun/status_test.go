@@ -26,7 +26,11 @@ func (h *host) says(t *testing.T, args ...string) (stdout, stderr string, status
 // nobody else may stop it; and root stops it.
 func TestRootsRunIsSeenAndStopped(t *testing.T) {
 	needRoot(t, "it starts a VM as root")
-	h, pids, _ := victims(t, qemu())
+	onEach(t, rootsRunIsSeenAndStopped)
+}
+
+func rootsRunIsSeenAndStopped(t *testing.T, k kind) {
+	h, pids, _ := victims(t, k)
 	uid, _ := ownerOf(t, pids["hypervisor"])
 	out, log, status := h.says(t, "status", h.name, "--json")
 	var got struct {
