@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -40,18 +41,14 @@ func (e *DropInError) Error() string { return e.Credential + ": " + e.Message }
 // Hint returns what to do about it.
 func (e *DropInError) Hint() string { return e.Tip }
 
-// DropInPath is where a unit's drop-in belongs. A unit file of an instance's
-// own would hide the template; a drop-in adds to it.
-func DropInPath(unit string) string {
-	return filepath.Join("/etc/systemd/system", unit+".d", "vmcred.conf")
-}
-
 // User is the system user a VM runs as.
 func User(name string) string { return "vmcred-" + name }
 
 // UserCommand makes that user.
-func UserCommand(name string) string {
-	return "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin " + User(name)
+func UserCommand(name string) string { return userCommand(User(name)) }
+
+func userCommand(user string) string {
+	return "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin " + user
 }
 
 // DropIn returns the drop-in for the unit that runs a VM: one line for each
@@ -70,6 +67,7 @@ func DropIn(spec *vm.Spec) ([]byte, error) {
 			fmt.Fprintf(&b, "\n# Longer than the VM's stop-timeout, %s.\nTimeoutStopSec=%d\n",
 				spec.StopTimeout, int((spec.StopTimeout+stopGrace+time.Second-1)/time.Second))
 		}
+		shareDependencies(&b, spec)
 	}
 	return b.Bytes(), nil
 }
@@ -106,7 +104,7 @@ const templateWrites = "/var/lib/vmcred/"
 // them (systemd.syntax(7)), LoadCredential= does not.
 func quote(word string) string {
 	word = strings.ReplaceAll(word, "%", "%%")
-	if strings.Trim(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._@+:%-") == "" {
+	if strings.Trim(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._@+:=%-") == "" {
 		return word
 	}
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(word) + `"`
@@ -116,12 +114,21 @@ func header(b *bytes.Buffer, spec *vm.Spec) {
 	path := DropInPath(spec.Unit)
 	fmt.Fprintf(b, "# The secrets of the VM %s, as its file names them.\n", spec.Name)
 	fmt.Fprintf(b, "#   mkdir -p %s\n", filepath.Dir(path))
-	fmt.Fprintf(b, "#   vmcred units %s > %s\n", spec.Name, path)
+	shares := Served(spec)
+	if len(shares) > 0 { // more files than this one
+		fmt.Fprintf(b, "#   vmcred units %s --output %s\n", spec.Name, Dir)
+	} else {
+		fmt.Fprintf(b, "#   vmcred units %s > %s\n", spec.Name, path)
+	}
 	b.WriteString("#   systemctl daemon-reload\n")
 	if isOurs(spec) {
 		b.WriteString("# The VM's own user, once; the second line where there is a group kvm:\n")
 		fmt.Fprintf(b, "#   %s\n", UserCommand(spec.Name))
 		fmt.Fprintf(b, "#   usermod --append --groups kvm %s\n", User(spec.Name))
+	}
+	if slices.ContainsFunc(shares, func(sh vm.Share) bool { return sh.User == "" || sh.User == ShareUser(spec.Name) }) {
+		b.WriteString("# The user of its shared directories, once:\n")
+		fmt.Fprintf(b, "#   %s\n", ShareUserCommand(spec.Name))
 	}
 	b.WriteString("\n[Service]\n")
 }

@@ -108,6 +108,11 @@ func instance(t *testing.T) string {
 		t.Fatal(err)
 	}
 	put("vmcred@x.service.d/vmcred.conf", string(drop), 0o644)
+	lost, err := os.ReadFile(filepath.Join(filepath.Dir(template), "vmcred-share-lost@.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("vmcred-share-lost@.service", string(lost), 0o644)
 	return filepath.Join(dir, "vmcred@x.service")
 }
 

@@ -28,17 +28,27 @@ func (c *Checker) Shares() {
 			continue
 		}
 		if sh.Socket != "" {
-			if st := c.stat(field, sh.Socket); st != nil && st.Mode().Type() != fs.ModeSocket {
-				c.Fault(field, QuotePath(sh.Socket)+" is "+console.KindOf(st.Mode())+", not a socket", "")
-			}
+			c.socket(field, sh.Socket)
 		}
-		if sh.Source != "" || sh.Socket == "" {
+		// Another program's directory need not be this user's to look at.
+		if sh.Socket == "" || sh.Source != "" && Exists(sh.Source) {
 			c.share(field+".source", sh)
 		}
 		if sh.User == rootUser {
 			c.Warn(field+".user", "its daemon is root: files get whatever owner and mode the guest's root likes, and a daemon that is taken over is root in its sandbox",
 				"leave user: out, if it need not keep the owners of files")
 		}
+	}
+}
+
+func (c *Checker) socket(field, path string) {
+	const hint = "its virtiofsd has to be started first; that of a unit is made by: vmcred units VM --output /etc/systemd/system"
+	st, err := os.Stat(path)
+	switch {
+	case err != nil:
+		c.Fault(field, reason(path, err), hint)
+	case st.Mode().Type() != fs.ModeSocket:
+		c.Fault(field, QuotePath(path)+" is "+console.KindOf(st.Mode())+", not a socket", hint)
 	}
 }
 

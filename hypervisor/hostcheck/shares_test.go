@@ -57,6 +57,8 @@ func TestShares(t *testing.T) {
 		"another protocol":  {vm.Share{Source: "data", Proto: "9p"}, "", `error: shares[0].proto: "9p" is not supported`},
 		"served":            {vm.Share{Source: "data", Socket: "s"}, "", ""},
 		"served, no source": {vm.Share{Socket: "s"}, "", ""},
+		"not to be seen":    {vm.Share{Source: "nope", Socket: "s"}, "", ""},
+		"not there":         {vm.Share{Source: "data", Socket: "nope"}, "", "error: shares[0]: DIR/nope: no such"},
 		"no socket":         {vm.Share{Source: "data", Socket: "data/f"}, "", "error: shares[0]: DIR/data/f is a regular file, not a socket"},
 		"root's":            {vm.Share{Source: "data", User: "root"}, "", "warning: shares[0].user: its daemon is root"},
 		"holds the source":  {vm.Share{Source: "real"}, "real/deep/key", "error: shares[0].source: DIR/real holds DIR/real/deep/key, the source of the credential a"},

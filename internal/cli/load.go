@@ -34,7 +34,24 @@ func (a *app) load(arg string) (*vm.Spec, vm.Problems, error) {
 	if len(problems.Fatal()) > 0 {
 		return nil, nil, &runner.RefusedError{Problems: problems}
 	}
+	a.ownShares(spec)
 	return spec, problems, nil
+}
+
+// ownShares fills in what a share's daemon is here: in the VM's unit one of a unit
+// of its own, as it could not start any; for root one of the VM's own user.
+func (a *app) ownShares(spec *vm.Spec) {
+	served := a.uid != 0 && a.inUnit() && a.getenv("USER") == unit.User(spec.Name)
+	for i := range spec.Shares {
+		sh := &spec.Shares[i]
+		switch {
+		case sh.Socket != "":
+		case served:
+			sh.Socket = unit.ShareSocket(spec.Name, sh.Tag)
+		case a.uid == 0 && sh.User == "":
+			sh.User = unit.ShareUser(spec.Name)
+		}
+	}
 }
 
 // refusedError is one reason not to start, with its hint.

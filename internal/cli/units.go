@@ -3,38 +3,129 @@
 package cli
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
 	"github.com/spf13/cobra"
 
 	"github.com/vmcred/vmcred/config"
+	"github.com/vmcred/vmcred/hypervisor/virtiofs"
 	"github.com/vmcred/vmcred/unit"
+	"github.com/vmcred/vmcred/vm"
 )
 
 func (a *app) unitsCommand() *cobra.Command {
-	return &cobra.Command{
+	var output string
+	c := &cobra.Command{
 		Use:   "units VM",
 		Short: "print the systemd drop-in that hands a VM's unit its credentials",
 		Long: `Print the drop-in for the VM's unit, vmcred@NAME.service: one LoadCredential=
 line for each credential whose file the VM's file names. It changes nothing;
-its first lines say where it belongs and how the VM's user is made.`,
+its first lines say where it belongs and how the VM's user is made.
+
+A VM with shared directories needs more files: a socket and a service for each.
+--output writes all of them below a directory, and removes those of shares that
+the VM has no more.`,
 		Example: `  vmcred units test-vm
   mkdir -p /etc/systemd/system/vmcred@test-vm.service.d
-  vmcred units test-vm > /etc/systemd/system/vmcred@test-vm.service.d/vmcred.conf`,
+  vmcred units test-vm > /etc/systemd/system/vmcred@test-vm.service.d/vmcred.conf
+  vmcred units test-vm --output /etc/systemd/system`,
 		Args:              oneVM,
 		ValidArgsFunction: a.completeVM,
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(c *cobra.Command, args []string) error {
 			spec, warnings, err := a.load(args[0])
 			if err != nil {
 				return err
 			}
-			text, err := unit.DropIn(spec)
-			if err != nil {
-				return refusedError(err)
-			}
 			a.showProblems(a.stderr, warnings)
-			_, err = a.out.Write(text)
-			return err
+			if c.Flags().Changed("output") {
+				return a.writeUnits(c.Context(), spec, output)
+			}
+			return a.printUnit(spec)
 		},
 	}
+	c.Flags().StringVarP(&output, "output", "o", "", "write all files below `DIR`: "+unit.Dir)
+	return c
+}
+
+// printUnit prints the drop-in alone, which can be redirected to where it belongs.
+func (a *app) printUnit(spec *vm.Spec) error {
+	text, err := unit.DropIn(spec)
+	if err != nil {
+		return refusedError(err)
+	}
+	if n := len(unit.Served(spec)); n > 0 {
+		a.showProblems(a.stderr, vm.Problems{{
+			Severity: vm.Note, Pos: vm.Pos{File: spec.File}, Field: "shares",
+			Message: "this is the drop-in only, and it wants the units of " + count(n, "share"),
+			Hint:    fmt.Sprintf("write all of them: vmcred units %s --output %s", spec.Name, unit.Dir),
+		}})
+	}
+	_, err = a.out.Write(text)
+	return err
+}
+
+// writeUnits writes all files and says which.
+func (a *app) writeUnits(ctx context.Context, spec *vm.Spec, dir string) error {
+	var d unit.Virtiofsd
+	if len(unit.Served(spec)) > 0 {
+		found, err := virtiofs.Probe(ctx, virtiofs.Options{})
+		if err != nil {
+			return refusedError(err)
+		}
+		d = unit.Virtiofsd{Path: found.Path, Legacy: found.Legacy}
+	}
+	files, err := unit.Files(spec, d)
+	if err != nil {
+		return refusedError(err)
+	}
+	wanted := map[string]bool{}
+	for _, f := range files {
+		path := filepath.Join(dir, f.Path)
+		if err := replaceFile(path, f.Text); err != nil {
+			return err
+		}
+		wanted[f.Path] = true
+		fmt.Fprintf(a.out, "wrote %s\n", path)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !unit.IsShareUnit(spec.Name, e.Name()) || wanted[e.Name()] {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+		fmt.Fprintf(a.out, "removed %s\n", filepath.Join(dir, e.Name()))
+	}
+	return nil
+}
+
+// replaceFile writes a file that everyone may read; nobody sees the half of it.
+func replaceFile(path string, text []byte) error {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, ".vmcred-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+	}
+	return err
 }
 
 // completeVM offers the names of the VMs that have a file.
