@@ -158,7 +158,7 @@ func TestLookingKeepsNoStartAway(t *testing.T) {
 			}
 		}
 	}()
-	for range 300 {
+	for range 60 {
 		c, err := Acquire(root, "a")
 		if err != nil {
 			t.Error(err)
