@@ -62,8 +62,12 @@ func (a *attacker) try(t *testing.T, target, attempt string) string {
 // the test runs.
 func makeUser(t *testing.T, vm string) (uid, gid int) {
 	t.Helper()
+	return makeUserNamed(t, "vmcred-"+vm)
+}
+
+func makeUserNamed(t *testing.T, name string) (uid, gid int) {
+	t.Helper()
 	needCommands(t, "useradd", "userdel")
-	name := "vmcred-" + vm
 	change(t, "useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", name)
 	t.Cleanup(func() { change(t, "userdel", name) })
 	u, err := user.Lookup(name)
