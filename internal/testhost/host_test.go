@@ -77,8 +77,8 @@ func setUp(t *testing.T) *host {
 	dir := t.TempDir()
 	dest := filepath.Join(dir, "dest")
 	h.page.install(t, "../..", dest, filepath.Join(dir, "build"))
-	h.container = boot(t, dir, "--bind="+filepath.Join(dest, "usr/local")+":/usr/local",
-		"--bind-ro="+guest+":/var/lib/vmcred/images/demo", "--bind-ro="+program+":"+self, "--bind-ro="+program+":"+vmmDir+"/cloud-hypervisor")
+	h.container = boot(t, dir, append(newerBinds(t), "--bind="+filepath.Join(dest, "usr/local")+":/usr/local",
+		"--bind-ro="+guest+":/var/lib/vmcred/images/demo", "--bind-ro="+program+":"+self, "--bind-ro="+program+":"+vmmDir+"/cloud-hypervisor")...)
 	h.do(t, "useradd --system --user-group --groups kvm --no-create-home --shell /usr/sbin/nologin "+other)
 	h.page.follow(t, h.container, "The VM and its user")
 	h.writeVM(t)

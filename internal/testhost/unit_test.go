@@ -40,6 +40,7 @@ func TestUnit(t *testing.T) {
 		{"a VM with disks", testDisks},
 		{"a guest that says when it is up", testReady},
 		{"a guest that never says so", testSilent},
+		{"a guest's own systemd says when it is up", testNewer},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.do(t, h) }) {
 			t.FailNow() // the next ones would only say that this one failed
