@@ -44,9 +44,10 @@ var mayImport = map[string][]string{
 	"hypervisor/program":    {"hypervisor", "hypervisor/console", "internal/trusted"},
 	"hypervisor/virtiofs":   {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "internal/launch", "vm"},
 	"hypervisor/vhostvsock": {"hypervisor", "hypervisor/console", "hypervisor/program", "internal/launch"},
-	"hypervisor/qemu":       {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/qemu/qmp", "hypervisor/vhostvsock", "hypervisor/virtiofs", "hypervisor/vsock", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
+	"hypervisor/qemu":       {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/qemu/option", "hypervisor/qemu/qmp", "hypervisor/vhostvsock", "hypervisor/virtiofs", "hypervisor/vsock", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
 
-	"hypervisor/qemu/qmp": {},
+	"hypervisor/qemu/option": {},
+	"hypervisor/qemu/qmp":    {},
 
 	"internal/systemctl": {},
 

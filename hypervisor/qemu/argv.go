@@ -78,7 +78,8 @@ func arguments(spec *vm.Spec, info hypervisor.Info, ds descriptors) []string {
 	a.add("-object", "rng-builtin,id=rng0")
 	a.add("-device", "virtio-rng-pci,rng=rng0")
 	a.add("-device", "pvpanic-pci")
-	a.disks(spec.Disks)
+	a.disks(spec.Disks, spec.Boot.Firmware != "")
+	a.watchdog(spec.Watchdog)
 	a.interfaces(spec.Interfaces)
 	a.shares(spec.Shares, ds.shares)
 	a.vsock(spec.Vsock, ds.vsock, ds.way)
@@ -88,6 +89,7 @@ func arguments(spec *vm.Spec, info hypervisor.Info, ds descriptors) []string {
 	a.add("-action", action)
 	a.add("-S")
 	a.values(ds)
+	a.add(spec.QEMU.Extra...)
 	return a
 }
 
@@ -129,9 +131,17 @@ type args []string
 
 func (a *args) add(option ...string) { *a = append(*a, option...) }
 
-// boot: these three options take their argument as it is, commas and all.
+// boot: the kernel's three options take their argument as it is, commas and all. A
+// firmware is a flash that cannot be written: it forgets what it would keep there.
 func (a *args) boot(b vm.Boot) {
-	a.add("-kernel", b.Kernel)
+	switch b.Firmware {
+	case "":
+		a.add("-kernel", b.Kernel)
+	case vm.FirmwareBIOS: // is what QEMU takes if nothing is said
+	default:
+		a.add("-blockdev", "driver=raw,node-name=firmware,read-only=on,file.driver=file,file.filename="+escape(b.Firmware))
+		a.add("-machine", "pflash0=firmware")
+	}
 	if b.Initrd != "" {
 		a.add("-initrd", b.Initrd)
 	}
@@ -140,7 +150,8 @@ func (a *args) boot(b vm.Boot) {
 	}
 }
 
-func (a *args) disks(disks []vm.Disk) {
+// disks: a firmware tries them in their order, and nothing else.
+func (a *args) disks(disks []vm.Disk, boot bool) {
 	for i, d := range disks {
 		n := strconv.Itoa(i)
 		node := "driver=" + diskFormat(d) + ",node-name=disk" + n + ",read-only=" + onOff(d.ReadOnly) +
@@ -150,7 +161,18 @@ func (a *args) disks(disks []vm.Disk) {
 		if d.Serial != "" {
 			device += ",serial=" + escape(d.Serial)
 		}
+		if boot {
+			device += ",bootindex=" + n
+		}
 		a.add("-device", device)
+	}
+}
+
+// watchdog: what it does when it bites, if nothing is said, is a reset, which ends
+// QEMU as a guest's reboot does: a new start.
+func (a *args) watchdog(on bool) {
+	if on {
+		a.add("-device", "i6300esb")
 	}
 }
 

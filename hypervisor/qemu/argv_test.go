@@ -83,6 +83,15 @@ func TestArgv(t *testing.T) {
 	info.Version, info.Accel = "10.0.2", "kvm"
 	small := spec("/vmlinuz")
 	small.QEMU.Accel = "auto"
+	small.Boot = vm.Boot{Firmware: "/images/a,b/OVMF_CODE.fd"}
+	small.Disks = []vm.Disk{{Path: "/images/a.qcow2", Format: "qcow2"}, {Path: "/images/seed.img", ReadOnly: true, Serial: "seed"}}
+	small.Watchdog = true
+	small.QEMU.Extra = []string{"-device", "virtio-balloon-pci,id=a"}
+	golden(t, "firmware", d.Command(small, info, delivery.Plan{}))
+	small.Boot.Firmware = vm.FirmwareBIOS
+	golden(t, "bios", d.Command(small, info, delivery.Plan{}))
+	small = spec("/vmlinuz")
+	small.QEMU.Accel = "auto"
 	for _, mode := range []vm.ConsoleMode{vm.ConsoleOff, vm.ConsoleSocket, vm.ConsoleFile} {
 		small.Console.Mode = mode
 		golden(t, "console-"+string(mode), d.Command(small, info, delivery.Plan{}))

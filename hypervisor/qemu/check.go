@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/hostcheck"
+	"github.com/vmcred/vmcred/hypervisor/qemu/option"
 	"github.com/vmcred/vmcred/hypervisor/virtiofs"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
@@ -26,7 +27,7 @@ func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 	c := hostcheck.New(spec)
 	checkMachine(c, spec, info)
 	d.checkVsock(c, spec)
-	checkNotYet(c, spec)
+	checkExtra(c, spec.QEMU.Extra)
 	c.Boot()
 	c.Disks()
 	c.Interfaces("qemu")
@@ -81,15 +82,13 @@ func checkMachine(c *hostcheck.Checker, spec *vm.Spec, info hypervisor.Info) {
 	}
 }
 
-// checkNotYet refuses by name what the file may say and this driver cannot do.
-func checkNotYet(c *hostcheck.Checker, spec *vm.Spec) {
-	if spec.Boot.Firmware != "" {
-		c.Fault("boot.firmware", "a firmware's boot is not supported with qemu yet", "use boot: {kernel: PATH}")
-	}
-	if spec.Watchdog {
-		c.Fault("watchdog", "a watchdog is not supported with qemu yet", "")
-	}
-	if len(spec.QEMU.Extra) > 0 {
-		c.Fault("qemu.extra", "arguments as they are are not supported yet", "")
+// checkExtra never shows an argument: it could be a secret.
+func checkExtra(c *hostcheck.Checker, extra []string) {
+	for _, r := range option.Refuse(extra) {
+		what := "this"
+		if r.Option != "" {
+			what = hostcheck.QuotePath("-" + r.Option)
+		}
+		c.Fault(fmt.Sprintf("qemu.extra[%d]", r.Index), what+" is refused: "+r.Reason, "")
 	}
 }

@@ -248,6 +248,7 @@ func withHint(e *Error) *Error {
 		{"Cannot allocate memory", "the host has not that much memory to give"},
 		{"unable to set guest cid", "another VM of this host has that number: give this one another, vsock: {cid: …}"},
 		{"initrd is too large", "give the VM more: memory:"},
+		{"system firmware", "give a firmware's code as its package has it, as OVMF_CODE_4M.fd of Debian's ovmf"},
 		{"without PVH ELF Note", "give a bzImage (vmlinuz-…), or a kernel built with CONFIG_PVH"},
 	} {
 		if strings.Contains(text, h.says) {
