@@ -77,6 +77,7 @@ const kernelField = "boot.kernel"
 func (c *Checker) Disks(more ...string) {
 	for i, d := range c.spec.Disks {
 		c.disk(fmt.Sprintf("disks[%d]", i), d, more)
+		c.twice(i)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/console"
+	"github.com/vmcred/vmcred/hypervisor/hostcheck"
 	"github.com/vmcred/vmcred/hypervisor/qemu/qmp"
 	"github.com/vmcred/vmcred/hypervisor/virtiofs"
 	"github.com/vmcred/vmcred/internal/launch"
@@ -22,11 +23,14 @@ import (
 
 // Start starts the VM and returns when the guest runs. It waits for QEMU as
 // long as the context and Options allow. The error is vm.Problems where the
-// VMM's user may not open what it must, else an *Error with QEMU's last words,
-// or the context's.
+// VMM's user may not open what it must, else a
+// *hostcheck.InUseError, an *Error with QEMU's last words, or the context's.
 func (d *Driver) Start(ctx context.Context, l hypervisor.Launch) (hypervisor.Machine, error) {
 	if ps := vm.Problems(d.CheckAccess(l.Spec, l.Info, l.Identity)).Fatal(); len(ps) > 0 {
 		return nil, ps
+	}
+	if err := hostcheck.InUse(l.Spec); err != nil {
+		return nil, err
 	}
 	s := &starter{l: l}
 	err := s.start(ctx, d)
