@@ -23,7 +23,7 @@ func TestBootFromDisk(t *testing.T) {
 		{"host-db-password", bytesOf(t, 5000)}, // goes by fw_cfg
 		{"host-jwt-secret", bytesOf(t, 300)},
 	}
-	h := newHost(t, all)
+	h := newHost(t, qemu(), all)
 	image := cloudImage(t, t.TempDir(), guestDirectory(t))
 	disk := filepath.Join(h.dir, "disk.qcow2")
 	b, err := os.ReadFile(image)
