@@ -42,16 +42,16 @@ func shareService(spec *vm.Spec, sh vm.Share, d Virtiofsd) ([]byte, error) {
 // systemd listens on (sd_listen_fds(3)).
 func shareArguments(sh vm.Share, d Virtiofsd) []string {
 	if d.Legacy {
-		return []string{d.Path, "--fd=3", "-f", "-o", "source=" + sh.Source, "-o", "sandbox=chroot", "-o", "log_level=warn"}
+		return []string{d.Path, "--fd=3", "-f", "-o", "source=" + sh.Source, "-o", "sandbox=chroot", "-o", "modcaps=-mknod", "-o", "log_level=warn"}
 	}
 	args := []string{d.Path, "--fd=3", "--shared-dir=" + sh.Source, "--sandbox=none", "--inode-file-handles=never", "--log-level=warn"}
 	if sh.ReadOnly {
 		args = append(args, "--readonly")
 	}
-	if sh.User != "root" {
-		args = append(args, "--rlimit-nofile=0")
+	if sh.User == "root" {
+		return append(args, "--modcaps=-mknod") // PrivateDevices= takes that one
 	}
-	return args
+	return append(args, "--rlimit-nofile=0")
 }
 
 // shareFiles is all that the daemon sees.
@@ -88,7 +88,7 @@ func shareRights(root bool, d Virtiofsd) string {
 	if !root {
 		return "SystemCallFilter=~@privileged\nSystemCallFilter=@chown unshare\nRestrictSUIDSGID=yes\nCapabilityBoundingSet=\n"
 	}
-	calls, caps := "mknod mknodat unshare", "CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID CAP_SETGID CAP_SETUID CAP_MKNOD CAP_SETFCAP CAP_SETPCAP"
+	calls, caps := "unshare", "CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID CAP_SETGID CAP_SETUID CAP_SETFCAP CAP_SETPCAP"
 	if d.Legacy {
 		calls, caps = calls+" chroot", caps+" CAP_SYS_CHROOT"
 	}

@@ -22,7 +22,7 @@ const listenFD = 3
 func (d Daemon) arguments(sh vm.Share, dir string, id *launch.Identity) []string {
 	fd := "--fd=" + strconv.Itoa(listenFD)
 	if d.Legacy {
-		return []string{fd, "-f", "-o", "source=" + dir, "-o", "log_level=warn"}
+		return []string{fd, "-f", "-o", "source=" + dir, "-o", "modcaps=-mknod", "-o", "log_level=warn"}
 	}
 	args := []string{
 		fd, "--shared-dir=" + dir, "--sandbox=namespace",
@@ -32,13 +32,14 @@ func (d Daemon) arguments(sh vm.Share, dir string, id *launch.Identity) []string
 	if sh.ReadOnly {
 		args = append(args, "--readonly")
 	}
-	if uid, gid := userOf(id); uid != 0 {
-		// Root of its user namespace, so that it can give up capabilities there, and
-		// what the user has belongs to the guest's root. The limit stays as we have
-		// it: only root could raise it.
-		args = append(args, fmt.Sprintf("--uid-map=:0:%d:1:", uid), fmt.Sprintf("--gid-map=:0:%d:1:", gid), "--rlimit-nofile=0")
+	uid, gid := userOf(id)
+	if uid == 0 {
+		return append(args, "--modcaps=-mknod") // no guest makes devices of the host
 	}
-	return args
+	// Root of its user namespace, so that it can give up capabilities there, and what
+	// the user has belongs to the guest's root. The limit stays as we have it: only
+	// root could raise it.
+	return append(args, fmt.Sprintf("--uid-map=:0:%d:1:", uid), fmt.Sprintf("--gid-map=:0:%d:1:", gid), "--rlimit-nofile=0")
 }
 
 func userOf(id *launch.Identity) (uid, gid uint32) {

@@ -90,7 +90,7 @@ func TestArguments(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	old := Daemon{Path: "/x", Legacy: true}
-	if got := strings.Join(old.arguments(vm.Share{ReadOnly: true}, "/s", nil), " "); got != "--fd=3 -f -o source=/s -o log_level=warn" {
+	if got := strings.Join(old.arguments(vm.Share{ReadOnly: true}, "/s", nil), " "); got != "--fd=3 -f -o source=/s -o modcaps=-mknod -o log_level=warn" {
 		t.Errorf("%s", got)
 	}
 }

@@ -3,7 +3,9 @@
 package virtiofs
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"testing"
 
@@ -12,7 +14,34 @@ import (
 	"github.com/vmcred/vmcred/vm"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// runnerEnv makes this binary a runner that has started a share of that directory.
+const runnerEnv = "VMCRED_TEST_SHARE"
+
+func TestMain(m *testing.M) {
+	if source := os.Getenv(runnerEnv); source != "" {
+		playRunner(source)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// playRunner starts the daemon, says its number and lives until it is killed.
+func playRunner(source string) {
+	sh := vm.Share{Tag: "data", Source: source, ReadOnly: true}
+	if os.Geteuid() == 0 {
+		sh.User = "nobody"
+	}
+	dir, err := os.MkdirTemp("", "vmcred-share-run-")
+	if err != nil {
+		panic(err)
+	}
+	s, err := Start(context.Background(), []vm.Share{sh}, StartOptions{RunDir: dir})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(s.running[0].proc.PID(), dir)
+	select {}
+}
 
 // rust is the supported daemon, or the test is skipped: Debian 12 has none.
 func rust(t *testing.T) Options {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -99,7 +100,10 @@ func gone(t *testing.T, pid int) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(patience.Milliseconds()))
+	n, err := 0, error(unix.EINTR)
+	for errors.Is(err, unix.EINTR) {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(patience.Milliseconds()))
+	}
 	if n != 1 {
 		t.Fatalf("process %d still runs (%v)", pid, err)
 	}
@@ -127,6 +131,39 @@ func TestEndsWithTheVMM(t *testing.T) {
 	s.Finish(0)
 	if log.String() != "" {
 		t.Errorf("it says %q", log.String())
+	}
+}
+
+// TestEndsWithTheRunner: also where that is killed, and no VMM was ever connected.
+func TestEndsWithTheRunner(t *testing.T) {
+	rust(t)
+	runner := exec.Command("/proc/self/exe")
+	runner.Env = []string{runnerEnv + "=" + open(t), "PATH=" + os.Getenv("PATH")}
+	runner.Stderr = os.Stderr
+	out, err := runner.StdoutPipe()
+	if err == nil {
+		err = runner.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = runner.Wait() }() // it was killed
+	var pid int
+	var dir string
+	if _, err := fmt.Fscanln(out, &pid, &dir); err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	var inner []int
+	for tick := time.NewTicker(5 * time.Millisecond); len(inner) == 0; <-tick.C {
+		inner = children(pid)
+	}
+	if err := runner.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, pid)
+	for _, p := range inner {
+		gone(t, p)
 	}
 }
 

@@ -27,8 +27,8 @@ const (
 		"echo demo: done; busybox poweroff -f"
 )
 
-// writeShareVM writes a VM that runs that as PID 1 of the guest.
-func writeShareVM(t *testing.T, c *container, program string) {
+// writeShareVM writes a VM that runs that as PID 1 of the guest. user is the shares', or empty.
+func writeShareVM(t *testing.T, c *container, user, program string) {
 	t.Helper()
 	c.write(t, shareFile, fmt.Sprintf(`version: 1
 hypervisor: qemu
@@ -37,31 +37,29 @@ stop-timeout: 0s
 boot:
   kernel: /var/lib/vmcred/images/demo/vmlinuz
   initrd: /var/lib/vmcred/images/demo/initrd
-  cmdline: 'console=ttyS0 quiet cryptomgr.notests panic=-1 rdinit=/bin/sh -- -c "%s"'
+  cmdline: 'console=ttyS0 quiet cryptomgr.notests panic=-1 rdinit=/bin/sh -- -c "%[1]s"'
 shares:
-  - {tag: ro, source: /srv/ro, readonly: true}
-  - {tag: rw, source: /srv/rw, readonly: false}
-`, program))
+  - {tag: ro, source: /srv/ro, readonly: true%[2]s}
+  - {tag: rw, source: /srv/rw, readonly: false%[2]s}
+`, program, user))
 }
 
-// setUpShares boots a host with that VM, its users and its units.
-func setUpShares(t *testing.T) *host {
+// setUpShares boots a host with that VM, its users and its units. Its virtiofsd is
+// that one; empty: it has QEMU's old one alone.
+func setUpShares(t *testing.T, daemon, user string) *host {
 	t.Helper()
-	needs(t)
-	daemon, err := exec.LookPath("virtiofsd")
-	if err != nil {
-		t.Skip("SKIPPED: needs virtiofsd 1.13 or newer on PATH (Debian 13, or cargo install virtiofsd)")
-	}
 	h := &host{page: readPage(t, "../../docs/systemd.md")}
 	dir := t.TempDir()
 	dest := filepath.Join(dir, "dest")
 	h.page.install(t, "../..", dest, filepath.Join(dir, "build"))
-	b, err := os.ReadFile(daemon)
-	if err == nil {
-		err = os.WriteFile(filepath.Join(dest, "usr/local/bin/virtiofsd"), b, 0o755)
-	}
-	if err != nil {
-		t.Fatal(err)
+	if daemon != "" {
+		b, err := os.ReadFile(daemon)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dest, "usr/local/bin/virtiofsd"), b, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	h.container = boot(t, dir, "--bind="+filepath.Join(dest, "usr/local")+":/usr/local",
 		"--bind-ro="+guestDirectory(t)+":/var/lib/vmcred/images/demo")
@@ -69,7 +67,7 @@ func setUpShares(t *testing.T) *host {
 		h.do(t, "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin "+user)
 	}
 	h.do(t, "install -d -o vmshare-share-vm /srv/ro /srv/rw; echo this is ro >/srv/ro/file; echo this is rw >/srv/rw/file")
-	writeShareVM(t, h.container, shareGuest)
+	writeShareVM(t, h.container, user, shareGuest)
 	t.Log(h.do(t, "vmcred units share-vm --output /etc/systemd/system; systemctl daemon-reload"))
 	h.journal = followJournal(t, h.container, shareUnit)
 	return h
@@ -78,7 +76,12 @@ func setUpShares(t *testing.T) *host {
 // TestShareUnits: under a real systemd the VM's unit, which may start nothing, has
 // its shares from units of their own.
 func TestShareUnits(t *testing.T) {
-	h := setUpShares(t)
+	needs(t)
+	daemon, err := exec.LookPath("virtiofsd")
+	if err != nil {
+		t.Skip("SKIPPED: needs virtiofsd 1.13 or newer on PATH (Debian 13, or cargo install virtiofsd)")
+	}
+	h := setUpShares(t, daemon, "")
 	for _, step := range []struct {
 		name string
 		do   func(*testing.T, *host)
@@ -100,7 +103,39 @@ func shareShow(t *testing.T, h *host, unit, property string) string {
 	return strings.TrimSpace(h.do(t, "systemctl show --value --property="+property+" '"+unit+"'"))
 }
 
-func testShared(t *testing.T, h *host) {
+// TestShareUnitsOfRoot: with user: root the guest's root is root in the directory,
+// with whichever daemon there is. Debian 12 has the old one, and that alone.
+func TestShareUnitsOfRoot(t *testing.T) {
+	needs(t)
+	daemons := map[string]string{"new": "", "old": ""}
+	if path, err := exec.LookPath("virtiofsd"); err == nil {
+		daemons["new"] = path
+	}
+	for which, daemon := range daemons {
+		t.Run(which, func(t *testing.T) {
+			if _, err := os.Stat("/usr/lib/qemu/virtiofsd"); which == "old" && err != nil {
+				t.Skip("SKIPPED: needs /usr/lib/qemu/virtiofsd (Debian 12)")
+			}
+			if which == "new" && daemon == "" {
+				t.Skip("SKIPPED: needs virtiofsd 1.13 or newer on PATH (Debian 13, or cargo install virtiofsd)")
+			}
+			h := setUpShares(t, daemon, ", user: root")
+			h.do(t, "chown -R root: /srv; chmod -R go= /srv/ro /srv/rw")
+			t.Cleanup(func() {
+				if t.Failed() {
+					t.Log(h.do(t, "journalctl --no-pager --boot --lines=60"))
+				}
+			})
+			shared(t, h, "root")
+		})
+	}
+}
+
+func testShared(t *testing.T, h *host) { shared(t, h, "vmshare-"+shareVM) }
+
+// shared starts the VM. What its guest makes has to belong to that user.
+func shared(t *testing.T, h *host, user string) {
+	t.Helper()
 	h.do(t, "systemctl start "+shareUnit)
 	h.starts = append(h.starts, shareShow(t, h, shareUnit, "InvocationID"))
 	said := h.heard(t, h.starts[0])
@@ -115,7 +150,7 @@ func testShared(t *testing.T, h *host) {
 	if _, err := os.Stat(h.path("/srv/ro/new")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the read-only share was written: %v", err)
 	}
-	if owner := strings.TrimSpace(h.do(t, "stat -c %U /srv/rw/new")); owner != "vmshare-"+shareVM {
+	if owner := strings.TrimSpace(h.do(t, "stat -c %U /srv/rw/new")); owner != user {
 		t.Errorf("the new file is %s's", owner)
 	}
 	for _, tag := range []string{"ro", "rw"} {
@@ -126,7 +161,7 @@ func testShared(t *testing.T, h *host) {
 }
 
 func testShareSandbox(t *testing.T, h *host) {
-	writeShareVM(t, h.container, "exec sleep 1000")
+	writeShareVM(t, h.container, "", "exec sleep 1000")
 	h.do(t, "systemctl start "+shareUnit)
 	for _, tag := range []string{"ro", "rw"} {
 		pid := shareShow(t, h, shareOf+tag+".service", "MainPID")
