@@ -40,6 +40,7 @@ type mortal struct {
 	*host
 	args  []string
 	tap   string // the name of one that the VM has; empty: none
+	share bool   // it has one, with a virtiofsd behind it
 	began time.Time
 	phase map[string]int // how often it was killed in which
 }
@@ -72,6 +73,7 @@ func (m *mortal) whole(t *testing.T) time.Duration {
 	r := m.launch(t, "wait")
 	r.awaitGuest(t)
 	took := time.Since(begin)
+	m.wantServer(t)
 	r.stop(t)
 	return took
 }
