@@ -20,6 +20,9 @@ type edge struct {
 	items func(n int) []item
 	most  int // a size that is certainly refused
 	exact int // the size that must be the largest, 0 if it is the driver's own
+	// slack is by how much a refused size may be smaller than what would not fit into
+	// one structure and one body: its commas.
+	slack int
 }
 
 func filled(name string, n int) item {
@@ -70,15 +73,24 @@ func edges() []edge {
 	}
 	numbered := func(i int) string { return fmt.Sprintf("N%d", i) }
 	longNumbered := func(i int) string { return fmt.Sprintf("N%03d%s", i, strings.Repeat("n", 251)) }
+	static := func(text string) func(int) []item {
+		return func(n int) []item {
+			return []item{{kind: credential.Static, guest: "S", value: strings.Repeat(text, n)}}
+		}
+	}
+	ready := func(n int) []item {
+		return append(raw("o", 1<<20)(n), item{kind: credential.Static, guest: readyAddress, value: "vsock-stream:2:4294967295"})
+	}
+	lastOf255 := func(n int) []item { return append(many(1, numbered)(structureStrings-1), filled("last", n)) }
 	sum := func(n int) []item { return append(many(100_000, numbered)(10), filled("last", n)) }
 	oldest, newer := credentialsOldest, wholeStructures
 	return []edge{
 		{name: "one string, old guest", systemd: oldest, items: one(long), most: 5000},
-		{name: "one string, new guest", systemd: newer, items: one(long), most: 100_000},
+		{name: "one string, new guest", systemd: newer, items: one(long), most: 100_000, slack: 4},
 		{name: "one value by any channel, old guest", where: hasFiles, systemd: oldest, items: one("short"), most: guestBytes + 2},
 		{name: "one value by any channel, new guest", where: hasFiles, systemd: newer, items: one("short"), most: guestBytes + 2},
 		{name: "an OEM string, old guest", systemd: oldest, items: raw("o", 1<<20), most: 5000},
-		{name: "an OEM string, new guest", systemd: newer, items: raw("o", 1<<20), most: 100_000},
+		{name: "an OEM string, new guest", systemd: newer, items: raw("o", 1<<20), most: 100_000, slack: 4},
 		{name: "the table full of strings", systemd: oldest, items: raw("o", 4000), most: 100_000},
 		{name: "the length of a name", systemd: oldest, items: named(1), most: 300},
 		{name: "the length of a name for fw_cfg", where: hasFiles, systemd: oldest, items: named(5000), most: 300},
@@ -90,9 +102,24 @@ func edges() []edge {
 			name: "the number of strings", where: hasOneStructure, systemd: oldest,
 			items: func(n int) []item { return raw("o", 1)(n - 1) }, most: 300, exact: structureStrings,
 		},
-		{name: "the structure full of strings", where: hasOneStructure, systemd: newer, items: raw("o", 4000), most: 100_000},
-		{name: "the structure full of what JSON escapes", where: hasOneStructure, systemd: newer, items: raw("\x01", 400), most: 100_000},
-		{name: "the structure full of quotes", where: hasOneStructure, systemd: newer, items: raw(`"\`, 900), most: 100_000},
+		{name: "the number of strings, new guest", where: hasOneStructure, systemd: newer, items: many(1, numbered), most: 300, exact: structureStrings},
+		{name: "the number of empty strings, new guest", where: hasOneStructure, systemd: newer, items: many(0, numbered), most: 300, exact: structureStrings},
+		{name: "the last of 255 strings, new guest", where: hasOneStructure, systemd: newer, items: lastOf255, most: 100_000, slack: 256},
+		{name: "the length of a name, new guest", where: hasOneStructure, systemd: newer, items: named(1), most: 300, exact: credential.MaxName - 1},
+		{name: "the page full of short strings", where: hasOneStructure, systemd: oldest, items: raw("o", 40), most: 5000},
+		{name: "the page full of values", where: hasOneStructure, systemd: oldest, items: many(44, numbered), most: 300},
+		{name: "the page full of long names", where: hasOneStructure, systemd: oldest, items: many(1, longNumbered), most: 300},
+		{name: "the page with the ready address", where: hasOneStructure, systemd: oldest, items: ready, most: 5000},
+		{name: "the page full of text", where: hasOneStructure, systemd: oldest, items: static("t"), most: 5000},
+		{name: "the page full of what is no text", where: hasOneStructure, systemd: oldest, items: static("\x00"), most: 5000},
+		{name: "the body with the ready address", where: hasOneStructure, systemd: newer, items: ready, most: 100_000, slack: 16},
+		{name: "the body full of values", where: hasOneStructure, systemd: newer, items: many(180, numbered), most: 300, slack: 2},
+		{name: "the body full of UTF-8", where: hasOneStructure, systemd: newer, items: raw("ß€𝄞", 100), most: 100_000, slack: 80},
+		{name: "the body full of lines", where: hasOneStructure, systemd: newer, items: raw("\n", 900), most: 100_000, slack: 100_000},
+		{name: "a value of a MiB", where: hasOneStructure, systemd: newer, items: one("short"), most: guestBytes, slack: 4},
+		{name: "the structure full of strings", where: hasOneStructure, systemd: newer, items: raw("o", 4000), most: 100_000, slack: 32},
+		{name: "the structure full of what JSON escapes", where: hasOneStructure, systemd: newer, items: raw("\x01", 400), most: 100_000, slack: 16},
+		{name: "the structure full of quotes", where: hasOneStructure, systemd: newer, items: raw(`"\`, 900), most: 100_000, slack: 16},
 	}
 }
 
@@ -120,6 +147,11 @@ func (e edge) check(t *testing.T, offers []delivery.Offer) []item {
 	}
 	if v, why := judge(e.items(high), e.systemd, offers); v == mustTake {
 		t.Errorf("size %d is refused, but %s", high, why)
+	}
+	if hasOneStructure(channels(offers)) { // there it is known to the byte what fits
+		if v, _ := judge(e.items(high+e.slack), e.systemd, offers); v != mustLeave {
+			t.Errorf("size %d is refused, and %d would fit", high, high+e.slack)
+		}
 	}
 	if v, why := judge(e.items(low), e.systemd, offers); v == mustLeave {
 		t.Fatalf("size %d is taken, but %s", low, why)
