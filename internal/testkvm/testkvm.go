@@ -6,6 +6,7 @@ package testkvm
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"testing"
@@ -50,20 +51,27 @@ func Works() error {
 // is not so anyhow. It skips the test where there is no KVM.
 func Open(t testing.TB) {
 	t.Helper()
-	f, err := os.OpenFile(Device, os.O_RDWR, 0)
+	done, err := ToAll()
 	if err != nil {
 		t.Skipf("SKIPPED: needs KVM: %v", err)
 	}
-	if os.Geteuid() != 0 {
-		_ = f.Close()
-		return
-	}
-	t.Cleanup(func() { _ = f.Close() })
-	done, err := widen(f)
-	if err != nil {
-		t.Skipf("SKIPPED: %s cannot be opened to other users: %v", Device, err)
-	}
 	t.Cleanup(done)
+}
+
+// ToAll is Open for a program that is no test. Its caller calls done in the end.
+func ToAll() (done func(), err error) {
+	f, err := os.OpenFile(Device, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	if os.Geteuid() != 0 {
+		return func() {}, f.Close()
+	}
+	narrow, err := widen(f)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s cannot be opened to other users: %w", Device, err), f.Close())
+	}
+	return func() { narrow(); _ = f.Close() }, nil
 }
 
 // widen changes the mode of a file until the last of those who did so is done. Each

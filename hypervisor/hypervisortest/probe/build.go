@@ -38,18 +38,37 @@ const (
 // unless the environment says CI=true: then it fails.
 func Build(t testing.TB) string {
 	t.Helper()
+	path, err := Make()
+	var missing *LackError
+	if errors.As(err, &missing) {
+		lack(t, missing.What)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// LackError says what this machine cannot build the guest without.
+type LackError struct{ What string }
+
+func (e *LackError) Error() string { return e.What }
+
+// Make is Build for a program that is no test. The error is a *LackError where the
+// guest cannot be built on this machine.
+func Make() (string, error) {
 	if runtime.GOARCH != "amd64" {
-		lack(t, "the probe guest is for x86-64, this is "+runtime.GOARCH)
+		return "", &LackError{"the probe guest is for x86-64, this is " + runtime.GOARCH}
 	}
 	gcc, err := exec.LookPath("gcc")
 	if err != nil {
-		lack(t, "the probe guest needs gcc and binutils to be built: install the package gcc")
+		return "", &LackError{"the probe guest needs gcc and binutils to be built: install the package gcc"}
 	}
 	path, err := build(gcc)
 	if err != nil {
-		t.Fatalf("building the probe guest: %v", err)
+		return "", fmt.Errorf("building the probe guest: %w", err)
 	}
-	return path
+	return path, nil
 }
 
 func lack(t testing.TB, what string) {
