@@ -193,13 +193,19 @@ func TestNoValueIsInTheRunningSystem(t *testing.T) {
 	}
 	t.Logf("%d rounds, the longest gap %s; %s", w.Rounds, w.Gap, s.Report().Searched)
 	for i, r := range all {
-		for _, c := range list[i].all {
-			if strings.Contains(r.out.String()+r.err.String(), string(c.value)) {
+		h := list[i]
+		status := start(t, h.command(t, nil, "status", "--json", h.file()))
+		if code := status.end(t); code != 0 || !strings.Contains(status.out.String(), h.all[0].name) {
+			t.Errorf("status exits %d: %s%s", code, status.out.String(), status.err.String())
+		}
+		said := r.out.String() + r.err.String() + status.out.String() + status.err.String()
+		for _, c := range h.all {
+			if strings.Contains(said, string(c.value)) {
 				t.Errorf("%s was said", c.name)
 			}
 		}
 		r.stop(t)
-		list[i].clean(t)
+		h.clean(t)
 	}
 }
 
