@@ -232,9 +232,9 @@ func playAttacker() int {
 		case err == nil:
 			fmt.Println("done")
 		case errors.Is(err, fs.ErrPermission):
-			fmt.Println("refused: " + err.Error())
+			fmt.Printf("refused: %q\n", err.Error())
 		default:
-			fmt.Println("failed: " + err.Error())
+			fmt.Printf("failed: %q\n", err.Error())
 		}
 	}
 	return 0

@@ -105,6 +105,9 @@ func change(t *testing.T, argv ...string) {
 func victims(t *testing.T, k kind) (h *host, pids map[string]int, paths map[string]string) {
 	t.Helper()
 	h = newHostOf(t, k, 0, k.few())
+	if !k.files { // a vsock takes a device of the host's, or a program, with QEMU
+		h.more = "notify: boot\nvsock: {cid: 3}\n"
+	}
 	uid, gid := makeUser(t, h.name)
 	args, env := h.bySource(t, "--credentials", "wait")
 	r := start(t, h.command(t, env, append([]string{"run", h.file()}, args...)...))
