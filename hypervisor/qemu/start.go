@@ -249,6 +249,7 @@ func withHint(e *Error) *Error {
 		{syscall.ENFILE.Error(), "the whole system is out of descriptors: see fs.file-max"},
 		{`Failed to get "write" lock`, "another process uses that disk, perhaps another VM"},
 		{`Failed to get shared "write" lock`, "another process writes to that disk, perhaps another VM"},
+		{"Is another process using the image", "another process has that disk, perhaps another VM"},
 		{"Cannot allocate memory", "the host has not that much memory to give"},
 		{"unable to set guest cid", "another VM of this host has that number: give this one another, vsock: {cid: …}"},
 		{"initrd is too large", "give the VM more: memory:"},
