@@ -69,7 +69,11 @@ func Run(ctx context.Context, o Options) (Outcome, error) {
 func acquireError(spec *vm.Spec, err error) error {
 	var busy *state.BusyError
 	if errors.As(err, &busy) {
-		return refused(vm.Problem{Pos: vm.Pos{File: spec.File}, Message: busy.Error(), Hint: busy.Hint()})
+		hint := busy.Hint()
+		if busy.ByUnit && spec.Unit != "" {
+			hint = "stop the running one first: systemctl stop " + spec.Unit
+		}
+		return refused(vm.Problem{Pos: vm.Pos{File: spec.File}, Message: busy.Error(), Hint: hint})
 	}
 	return &FailedError{Op: "start", Err: err}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/vmcred/vmcred/delivery"
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/secret"
+	"github.com/vmcred/vmcred/state"
 	"github.com/vmcred/vmcred/vm"
 )
 
@@ -365,6 +366,20 @@ type sayTo chan<- string
 func (c sayTo) Write(b []byte) (int, error) {
 	c <- string(b)
 	return len(b), nil
+}
+
+// Who stops a unit's VM is systemd: any other end would make it start again.
+func TestWhoRunsTheVMAlreadyIsStoppedByItsOwn(t *testing.T) {
+	for hint, busy := range map[string]*state.BusyError{
+		"stop the running one first: systemctl stop x@y.service":                     {Name: "y", ByUnit: true},
+		"stop the running one first (vmcred stop y, or Ctrl-C where it was started)": {Name: "y", PID: 7},
+	} {
+		var refused *RefusedError
+		err := acquireError(&vm.Spec{Name: "y", Unit: "x@y.service"}, &state.SetupError{Err: busy})
+		if !errors.As(err, &refused) || refused.Problems[0].Hint != hint {
+			t.Errorf("%v, want the hint %q", err, hint)
+		}
+	}
 }
 
 func TestSecondStartIsRefused(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +20,8 @@ type Found struct {
 	// Dead is why nothing runs any more, "" for a VM that runs: the record is
 	// then what a crash left behind, and the next start clears it.
 	Dead string
+	// Dir is its runtime directory.
+	Dir string
 
 	handle *Handle
 }
@@ -40,13 +43,38 @@ func (f *Found) Close() {
 	}
 }
 
+// places are where a VM's record can be: a plain run's of root, and everyone else's.
+func places(root, name string) []string {
+	return []string{filepath.Join(root, plainName, name), filepath.Join(root, name)}
+}
+
 // Read reads the record of the VM called name below root, and looks whether its
 // runner lives. Only a record is believed whose directory and file belong to root
 // or to us: in the directory of its unit a VM's user could write what it likes,
 // and that is an *UntrustedError. The error is fs.ErrNotExist if there is none.
 func Read(root, name string) (*Found, error) {
+	var left *Found
+	err := error(fs.ErrNotExist)
+	for _, dir := range places(root, name) {
+		found, ferr := readAt(dir)
+		switch {
+		case ferr == nil && found.Dead == "":
+			return found, nil
+		case ferr == nil && left == nil:
+			left = found
+		case ferr != nil && errors.Is(err, fs.ErrNotExist):
+			err = ferr
+		}
+	}
+	if left != nil {
+		return left, nil
+	}
+	return nil, err
+}
+
+func readAt(dir string) (*Found, error) {
 	for {
-		found, again, err := read(root, name)
+		found, again, err := read(dir)
 		if err != nil || !again {
 			return found, err
 		}
@@ -55,8 +83,8 @@ func Read(root, name string) (*Found, error) {
 
 // read returns true for a record that went away, or was replaced, while it was
 // looked at: a runner that ends removes it before it ends.
-func read(root, name string) (*Found, bool, error) {
-	dir, err := openDir(filepath.Join(root, name))
+func read(path string) (*Found, bool, error) {
+	dir, err := openDir(path)
 	if err != nil {
 		return nil, false, err
 	}
@@ -65,7 +93,7 @@ func read(root, name string) (*Found, bool, error) {
 	if err != nil {
 		return nil, false, err
 	}
-	f := &Found{Record: *r}
+	f := &Found{Record: *r, Dir: path}
 	if err := f.look(dir); err != nil {
 		return nil, false, err
 	}
@@ -81,14 +109,13 @@ func read(root, name string) (*Found, bool, error) {
 
 // openDir opens a runtime directory that belongs to root or to us.
 func openDir(path string) (*os.File, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	dir, err := openAny(path)
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
 		return nil, &UntrustedError{Path: path, Why: "is not a directory"}
 	}
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		return nil, err
 	}
-	dir := os.NewFile(uintptr(fd), path)
 	if err := checkOpen(dir); err != nil {
 		return nil, errors.Join(err, dir.Close())
 	}
@@ -148,16 +175,52 @@ func (f *Found) look(dir *os.File) error {
 // or ours this is the word of its owner.
 func Held(root, name string) (pid int, held bool, err error) {
 	path := filepath.Join(root, name)
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	f, err := openAny(path)
 	if err != nil {
-		return 0, false, &os.PathError{Op: "open", Path: path, Err: err}
+		return 0, false, err
 	}
-	dir := os.NewFile(uintptr(fd), path)
-	defer dir.Close()
-	return holderOf(dir)
+	defer f.Close()
+	if held, err = tryLock(f); err != nil || !held {
+		return 0, false, err
+	}
+	for _, place := range places(root, name) {
+		dir, err := openAny(place)
+		if err != nil {
+			continue
+		}
+		n, _, _ := holderOf(dir) // what is no lock tells nothing
+		_ = dir.Close()
+		if n > 0 {
+			return n, true, nil
+		}
+	}
+	return 0, true, nil
 }
 
-// holderOf tries the lock for reading, which two who only look can do at once.
+// openAny opens a directory, whoever it belongs to.
+func openAny(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// tryLock reports whether somebody holds a lock. It tries it for reading, which
+// two who only look can do at once; closing the file gives it back.
+func tryLock(f *os.File) (held bool, err error) {
+	switch err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); {
+	case err == nil:
+		return false, nil
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return true, nil
+	default:
+		return false, &os.PathError{Op: "lock", Path: f.Name(), Err: err}
+	}
+}
+
+// holderOf reports whether somebody holds the lock in a runtime directory, and the
+// number in it.
 func holderOf(dir *os.File) (pid int, held bool, err error) {
 	path := filepath.Join(dir.Name(), lockName)
 	fd, err := unix.Openat(int(dir.Fd()), lockName, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -172,31 +235,27 @@ func holderOf(dir *os.File) (pid int, held bool, err error) {
 	if err := checkLock(f); err != nil {
 		return 0, false, err
 	}
-	switch err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); {
-	case err == nil:
-		return 0, false, nil
-	case errors.Is(err, unix.EWOULDBLOCK):
-		return readPID(f), true, nil
-	default:
-		return 0, false, &os.PathError{Op: "lock", Path: path, Err: err}
+	if held, err = tryLock(f); err != nil || !held {
+		return 0, false, err
 	}
+	return readPID(f), true, nil
 }
 
 // Names lists the VMs that have a runtime directory below root, sorted; none if
 // there is no root. Each may be one that runs, or what is left of it.
 func Names(root string) ([]string, error) {
-	entries, err := os.ReadDir(root)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
 	var names []string
-	for _, e := range entries {
-		if e.IsDir() {
-			names = append(names, e.Name())
+	for _, dir := range []string{root, filepath.Join(root, plainName)} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, e := range entries {
+			if e.IsDir() && e.Name() != plainName {
+				names = append(names, e.Name())
+			}
 		}
 	}
-	return names, nil
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }

@@ -126,7 +126,7 @@ func TestRecordWithoutALockIsDead(t *testing.T) {
 	if pid, held, err := Held(root, "a"); err != nil || !held || pid != os.Getpid() {
 		t.Errorf("held: %d %v %v", pid, held, err)
 	}
-	if err := c.lock.Close(); err != nil {
+	if err := errors.Join(c.lock.Close(), c.gate.f.Close()); err != nil {
 		t.Fatal(err)
 	}
 	if f := read1(t, root); f.Dead != "nobody holds its lock" {

@@ -80,28 +80,36 @@ func TestUntrustedDirectoriesAreRefused(t *testing.T) {
 	if _, err := Acquire(root, "a"); !errors.As(err, &untrusted) {
 		t.Errorf("a root others can write: %v", err)
 	}
-	locked := t.TempDir()
-	if err := os.Mkdir(filepath.Join(locked, "a"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+}
+
+// What is in a lock's place and none is removed, not followed and not written to.
+func TestALockThatIsNone(t *testing.T) {
 	target := filepath.Join(t.TempDir(), "victim")
 	if err := os.WriteFile(target, []byte("keep"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(target, filepath.Join(locked, "a", "lock")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Acquire(locked, "a"); err == nil {
-		t.Error("a lock that is a link was followed")
-	}
-	if err := os.Mkdir(filepath.Join(locked, "b"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Link(target, filepath.Join(locked, "b", "lock")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Acquire(locked, "b"); !errors.As(err, &untrusted) {
-		t.Errorf("a lock that is another file's second name: %v", err)
+	for what, put := range map[string]func(path string) error{
+		"a link":        func(path string) error { return os.Symlink(target, path) },
+		"a second name": func(path string) error { return os.Link(target, path) },
+		"a pipe":        func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"a directory":   func(path string) error { return os.MkdirAll(filepath.Join(path, "deep"), 0o700) },
+		"closed":        func(path string) error { return os.WriteFile(path, nil, 0) },
+	} {
+		root := t.TempDir()
+		if err := errors.Join(os.Mkdir(filepath.Join(root, "a"), 0o700), put(filepath.Join(root, "a", lockName))); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Acquire(root, "a")
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+			continue
+		}
+		if pid, held, err := Held(root, "a"); err != nil || !held || pid != os.Getpid() {
+			t.Errorf("%s: held by %d, %v %v", what, pid, held, err)
+		}
+		if err := c.Close(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 	if b, _ := os.ReadFile(target); string(b) != "keep" {
 		t.Errorf("the link's target was changed: %q", b)
@@ -110,13 +118,24 @@ func TestUntrustedDirectoriesAreRefused(t *testing.T) {
 
 // Many starters and stoppers at once: at no moment do two hold the same VM.
 func TestOneHolderAtATime(t *testing.T) {
+	for _, apart := range []bool{false, true} {
+		oneHolder(t, apart)
+	}
+}
+
+func oneHolder(t *testing.T, apart bool) {
+	t.Helper()
 	root := t.TempDir()
 	var holders, got atomic.Int32
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			for range 200 {
-				c, err := Acquire(root, "a")
+			for range 600 {
+				c, err := acquireAt(root, "a", apart, false)
+				var busy *BusyError
+				if err != nil && !errors.As(err, &busy) {
+					t.Errorf("apart %v: %v", apart, err)
+				}
 				if err != nil {
 					continue
 				}

@@ -41,7 +41,7 @@ func TestTemplate(t *testing.T) {
 	have := settings(t)
 	for key, want := range map[string]string{
 		"Type": "notify", "NotifyAccess": "main", "User": "vmcred-%i", "ExecStart": "@BINDIR@/vmcred run %i",
-		"RuntimeDirectory": "vmcred/%i", "RuntimeDirectoryMode": "0700", "Restart": "on-failure",
+		"RuntimeDirectory": "vmcred/%i", "RuntimeDirectoryMode": "0700", "RuntimeDirectoryPreserve": "yes", "Restart": "on-failure",
 		"RestartForceExitStatus": "133", "RestartPreventExitStatus": "78 243", "KillMode": "mixed",
 		"MemorySwapMax": "0", "LimitCORE": "1", "CapabilityBoundingSet": "", "Environment": "XDG_CONFIG_HOME=/etc",
 		"ReadWritePaths": "-" + strings.TrimSuffix(templateWrites, "/"),

@@ -65,7 +65,11 @@ func (a *app) attach(ctx context.Context, arg string) error {
 	if err := i.elsewhere(); err != nil {
 		return err
 	}
-	conn, err := dialConsole(in.root, i.VM)
+	dir := filepath.Join(in.root, i.VM)
+	if i.found.Handle() != nil {
+		dir = i.found.Dir
+	}
+	conn, err := dialConsole(dir)
 	if err != nil {
 		return consoleError(i, err)
 	}
@@ -105,8 +109,8 @@ func (i *inspected) elsewhere() error {
 
 // dialConsole connects to the socket in a VM's runtime directory, which vmcred made,
 // or in the directory there that its VMM makes its own in.
-func dialConsole(root, name string) (conn net.Conn, err error) {
-	for _, path := range hypervisor.ConsoleSockets(filepath.Join(root, name)) {
+func dialConsole(dir string) (conn net.Conn, err error) {
+	for _, path := range hypervisor.ConsoleSockets(dir) {
 		if conn, err = dialIn(filepath.Dir(path)); !errors.Is(err, unix.ENOENT) {
 			break
 		}

@@ -137,7 +137,7 @@ func TestConsoleFollowsNoLink(t *testing.T) {
 	if err := os.Symlink(filepath.Join(root, "other"), at); err != nil {
 		t.Fatal(err)
 	}
-	if c, err := dialConsole(root, "a"); err == nil {
+	if c, err := dialConsole(filepath.Join(root, "a")); err == nil {
 		_ = c.Close()
 		t.Error("a link was followed")
 	}
@@ -147,7 +147,7 @@ func TestConsoleFollowsNoLink(t *testing.T) {
 	if err := os.Link(filepath.Join(root, "other"), at); err != nil {
 		t.Fatal(err)
 	}
-	c, err := dialConsole(root, "a")
+	c, err := dialConsole(filepath.Join(root, "a"))
 	if err != nil {
 		t.Fatalf("a socket: %v", err)
 	}
@@ -156,7 +156,7 @@ func TestConsoleFollowsNoLink(t *testing.T) {
 		if err := os.Chown(at, 65527, -1); err != nil {
 			t.Fatal(err)
 		}
-		if c, err := dialConsole(root, "a"); err == nil {
+		if c, err := dialConsole(filepath.Join(root, "a")); err == nil {
 			_ = c.Close()
 			t.Error("another user's socket was taken")
 		}

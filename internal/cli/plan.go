@@ -98,6 +98,10 @@ func (a *app) planTable(spec *vm.Spec, p *runner.Prepared) {
 
 // planEntries prints what goes where, and how full that is.
 func (a *app) planEntries(p *runner.Prepared) {
+	if len(p.Plan.Entries) == 0 {
+		fmt.Fprintln(a.out, "no credentials: nothing is handed over")
+		return
+	}
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ON THE HOST\tIN THE GUEST\tBYTES\tCHANNEL")
 	for _, e := range p.Plan.Entries {

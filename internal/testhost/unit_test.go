@@ -35,6 +35,7 @@ func TestUnit(t *testing.T) {
 		{"no value where none belongs", testSearch},
 		{"stop is the power button", testStop},
 		{"vmcred stop", testStopCommand},
+		{"a second start", testTwice},
 		{"a missing file", testMissing},
 		{"a refused VM", testRefused},
 		{"a VM with disks", testDisks},
@@ -185,7 +186,11 @@ func testStop(t *testing.T, h *host) {
 			t.Errorf("%s is left: %s", who, out)
 		}
 	}
-	for _, path := range []string{runDir, "/run/credentials/" + unitName, cgroup} {
+	// The directory itself stays: it is the VM's lock.
+	if out, err := h.try("test -z \"$(ls -A " + runDir + ")\""); err != nil {
+		t.Errorf("the runtime directory is not empty: %s", out)
+	}
+	for _, path := range []string{"/run/credentials/" + unitName, cgroup} {
 		if out, err := h.try("test ! -e " + path); err != nil {
 			t.Errorf("%s is left: %s", path, out)
 		}
