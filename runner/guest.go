@@ -81,9 +81,12 @@ func (g *guest) hear(m ready.Message) {
 	}
 	first := m.Ready && !g.isUp
 	m.Ready = first
-	if m.Status != "" {
+	switch {
+	case m.Status != "":
 		g.said = m.Status
 		m.Status = "guest: " + m.Status
+	case first:
+		m.Status = "running" // in place of what was waited for
 	}
 	if state := m.State(); state != "" {
 		g.r.Notify(state)
@@ -102,14 +105,20 @@ func (g *guest) runs() {
 		g.r.Notify("READY=1\nSTATUS=running")
 		return
 	}
-	// Our own patience decides, not the unit's TimeoutStartSec=.
-	patience := g.r.Spec.StartTimeout + startGrace
-	g.r.Notify(fmt.Sprintf("STATUS=waiting for the guest to say that it is up\nEXTEND_TIMEOUT_USEC=%d", patience.Microseconds()))
 	g.timer = time.NewTimer(g.r.Spec.StartTimeout)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.isUp {
+		return // it was faster than we, and nothing is waited for
+	}
+	// Our own patience decides, not the unit's TimeoutStartSec=.
+	patience := g.r.Spec.StartTimeout + g.r.Spec.StopTimeout + startGrace
+	g.r.Notify(fmt.Sprintf("STATUS=waiting for the guest to say that it is up\nEXTEND_TIMEOUT_USEC=%d", patience.Microseconds()))
 }
 
-// startGrace is what giving up takes beyond the limit: the power button and more.
-const startGrace = 60 * time.Second
+// startGrace is what giving up takes beyond the limit and the guest's stop-timeout:
+// asking the VMM, and killing it.
+const startGrace = 30 * time.Second
 
 func (g *guest) late() <-chan time.Time {
 	if g.timer == nil {
@@ -169,12 +178,17 @@ func proof(channel string) state.Proof {
 	return state.Unproven
 }
 
-// giveUp ends the waiting for READY=1.
-func (g *guest) giveUp() {
+// giveUp ends the waiting for READY=1, and returns false if it is here after all:
+// it can come as the limit does.
+func (g *guest) giveUp() bool {
 	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.isUp {
+		return false
+	}
 	g.over, g.gaveUp = true, true
-	g.mu.Unlock()
 	g.r.Log.Error(fmt.Sprintf("the guest did not say within %s that it is up", g.r.Spec.StartTimeout))
+	return true
 }
 
 // close passes nothing on any more.

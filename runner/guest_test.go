@@ -16,6 +16,7 @@ import (
 	"github.com/vmcred/vmcred/credential"
 	"github.com/vmcred/vmcred/delivery"
 	"github.com/vmcred/vmcred/hypervisor"
+	"github.com/vmcred/vmcred/ready"
 	"github.com/vmcred/vmcred/vm"
 )
 
@@ -65,7 +66,7 @@ func TestReadyFromTheGuest(t *testing.T) {
 		}
 	}
 	for _, want := range []string{
-		"EXTEND_TIMEOUT_USEC=120000000", "STATUS=guest: half [31mway",
+		"STATUS=guest: half [31mway",
 		"READY=1\nSTATUS=guest: Startup finished", "X_SYSTEMD_UNIT_ACTIVE=default.target",
 	} {
 		if !strings.Contains(states, want) {
@@ -77,6 +78,21 @@ func TestReadyFromTheGuest(t *testing.T) {
 	}
 	if log := f.log.String(); !strings.Contains(log, "read its SMBIOS table to the end, with one credential") || !strings.Contains(log, "MAINPID") {
 		t.Errorf("the log:\n%s", log)
+	}
+}
+
+// A guest can be up before the driver has said that it runs, or as the limit comes.
+func TestReadyEarlyAndLate(t *testing.T) {
+	f := notifying(t, &scripted{})
+	g := (&run{Options: f.o}).newGuest()
+	defer g.close()
+	g.hear(ready.Message{Ready: true})
+	g.runs()
+	if want := []string{"READY=1\nSTATUS=running"}; !slices.Equal(f.states, want) {
+		t.Errorf("systemd is told %q, want %q", f.states, want)
+	}
+	if g.giveUp() || g.gaveUp || g.over {
+		t.Error("a guest that is up is given up")
 	}
 }
 
@@ -96,6 +112,10 @@ func TestNoReady(t *testing.T) {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%q does not say %q", err, want)
 			}
+		}
+		// start-timeout, stop-timeout, and what it takes to kill.
+		if states := strings.Join(f.states, "\n"); !strings.Contains(states, "EXTEND_TIMEOUT_USEC=150000000") {
+			t.Errorf("systemd does not wait as long as we do:\n%s", states)
 		}
 		if took := time.Since(began); took != 2*time.Minute {
 			t.Errorf("it took %v: want start-timeout and stop-timeout", took)

@@ -198,8 +198,9 @@ func (r *run) follow(ctx context.Context, m hypervisor.Machine, g *guest) (Outco
 			up, late = nil, nil
 			g.proven()
 		case <-late:
-			g.giveUp()
-			end()
+			if g.giveUp() {
+				end()
+			}
 		case <-stop:
 			g.close()
 			end()
