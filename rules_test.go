@@ -42,8 +42,9 @@ var mayImport = map[string][]string{
 	"hypervisor/console":    {"hypervisor", "vm", "internal/launch"},
 	"hypervisor/hostcheck":  {"hypervisor/console", "vm", "internal/launch", "internal/trusted"},
 	"hypervisor/program":    {"hypervisor", "hypervisor/console", "internal/trusted"},
-	"hypervisor/virtiofs":   {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "internal/launch", "vm"},
-	"hypervisor/vhostvsock": {"hypervisor", "hypervisor/console", "hypervisor/program", "internal/launch"},
+	"hypervisor/daemon":     {"hypervisor/console", "internal/launch"},
+	"hypervisor/virtiofs":   {"hypervisor", "hypervisor/console", "hypervisor/daemon", "hypervisor/hostcheck", "hypervisor/program", "internal/launch", "vm"},
+	"hypervisor/vhostvsock": {"hypervisor", "hypervisor/daemon", "hypervisor/program", "internal/launch"},
 	"hypervisor/qemu":       {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/qemu/option", "hypervisor/qemu/qmp", "hypervisor/vhostvsock", "hypervisor/virtiofs", "hypervisor/vsock", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
 
 	"hypervisor/qemu/option": {},

@@ -28,7 +28,7 @@ func (s *Server) dial(ctx context.Context) (*os.File, error) {
 	defer context.AfterFunc(ctx, func() { _ = watch.SetReadDeadline(time.Unix(0, 0)) })()
 	go func() {
 		select {
-		case <-s.done:
+		case <-s.Done():
 			cancel()
 		case <-ctx.Done():
 		}

@@ -4,36 +4,24 @@ package vhostvsock
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
-	"syscall"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/vmcred/vmcred/hypervisor"
-	"github.com/vmcred/vmcred/hypervisor/console"
+	"github.com/vmcred/vmcred/hypervisor/daemon"
 	"github.com/vmcred/vmcred/internal/launch"
 )
-
-// grace is how long what the daemon said may take to be read once it is gone, and
-// how long it may be gone before its VMM is.
-const grace = time.Second
 
 // control is the socket in the VM's directory by which a VMM connects to the daemon.
 const control = "vhost"
 
 // Server is one running daemon. A nil one is none.
 type Server struct {
-	o    StartOptions
-	proc *launch.Process
-	said *console.Words
-	done chan struct{} // closed when it is gone and its words are read
+	*daemon.Daemon
+	o StartOptions
 
 	mu    sync.Mutex // guards what follows
 	ended bool       // we end it ourselves
@@ -55,43 +43,20 @@ type StartOptions struct {
 
 // Start starts the daemon. On an error nothing is left running.
 func Start(o StartOptions) (*Server, error) {
-	words, theirs, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	defer theirs.Close()
-	c := &launch.Command{
-		Path: o.Path, Env: []string{}, Dir: "/",
-		Stdout: theirs, Stderr: theirs, Identity: o.Identity,
-	}
+	c := &launch.Command{Path: o.Path, Env: []string{}, Dir: "/", Identity: o.Identity}
 	fd := c.Donate("the sockets' directory", o.Dir)
 	c.Args = []string{
 		"--guest-cid=" + strconv.FormatUint(uint64(o.CID), 10),
 		"--socket=" + inDir(uintptr(fd), control), "--uds-path=" + o.Socket(fd),
 	}
-	proc, err := c.Start()
+	d, err := daemon.Start(c, daemon.Log{Of: Executable, Prefix: "vsock: ", To: o.Log})
 	if err != nil {
-		return nil, errors.Join(err, words.Close())
+		return nil, err
 	}
-	s := &Server{
-		o: o, proc: proc, done: make(chan struct{}),
-		said: console.Listen(words, &prefixed{"vsock: ", o.Log}, "vhost-device-vsock's messages"),
-	}
-	go s.settle()
-	return s, nil
+	return &Server{Daemon: d, o: o}, nil
 }
 
 func inDir(fd uintptr, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", fd, name) }
-
-// settle reads the daemon's last words.
-func (s *Server) settle() {
-	<-s.proc.Done()
-	s.said.Finish(grace)
-	close(s.done)
-}
-
-// PID is the daemon's process number.
-func (s *Server) PID() int { return s.proc.PID() }
 
 // Dial returns a connection to the daemon, to be given to the VMM; it waits until
 // the daemon listens. There can be one only.
@@ -100,7 +65,7 @@ func (s *Server) Dial(ctx context.Context) (*os.File, error) {
 	if err == nil {
 		return conn, nil
 	}
-	if gone(s.done) {
+	if daemon.Closed(s.Done(), 0) {
 		return nil, s.fault()
 	}
 	return nil, &hypervisor.Error{Message: "connecting to " + Executable, Err: err}
@@ -116,23 +81,8 @@ func (s *Server) Watch(vmmDone <-chan struct{}, lost func(error)) {
 }
 
 func (s *Server) watch(vmmDone <-chan struct{}, lost func(error)) {
-	select {
-	case <-vmmDone:
-		return
-	case <-s.done:
-	}
-	console.WaitFor(vmmDone, grace) // all of a VM may be killed at once
-	if !gone(vmmDone) && !s.ending() {
+	if s.Outlived(vmmDone) && !s.ending() {
 		lost(s.fault())
-	}
-}
-
-func gone(done <-chan struct{}) bool {
-	select {
-	case <-done:
-		return true
-	default:
-		return false
 	}
 }
 
@@ -143,18 +93,7 @@ func (s *Server) ending() bool {
 }
 
 // fault says how the daemon ended; it has ended.
-func (s *Server) fault() error {
-	state := s.proc.State()
-	how := fmt.Sprintf("exit status %d", state.ExitCode())
-	if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		how = unix.SignalName(ws.Signal())
-	}
-	words := s.said.All()
-	if words == "" {
-		words = "and said nothing"
-	}
-	return &hypervisor.Error{Message: fmt.Sprintf("%s ended (%s): %s", Executable, how, words)}
-}
+func (s *Server) fault() error { return &hypervisor.Error{Message: Executable + " " + s.How()} }
 
 // Finish ends the daemon: the VMM is gone. By itself it would wait for another.
 func (s *Server) Finish() {
@@ -164,26 +103,5 @@ func (s *Server) Finish() {
 	s.mu.Lock()
 	s.ended = true
 	s.mu.Unlock()
-	_ = s.proc.Kill()
-	<-s.done
-}
-
-// prefixed puts a few words before each line; it is given whole ones.
-type prefixed struct {
-	prefix string
-	to     io.Writer
-}
-
-func (p *prefixed) Write(b []byte) (int, error) {
-	if p.to == nil {
-		return len(b), nil
-	}
-	var out strings.Builder
-	for line := range strings.Lines(string(b)) {
-		out.WriteString(p.prefix + line)
-	}
-	if _, err := io.WriteString(p.to, out.String()); err != nil {
-		return 0, err
-	}
-	return len(b), nil
+	s.Kill()
 }

@@ -75,7 +75,7 @@ func TestDialGivesUp(t *testing.T) {
 	if _, err := s.Dial(ctx); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	go func() { _ = s.proc.Kill() }()
+	go func() { s.Kill() }()
 	if _, err := s.Dial(t.Context()); err == nil || !strings.Contains(err.Error(), "vhost-device-vsock ended (SIGKILL): and said nothing") {
 		t.Error(err)
 	}
@@ -132,10 +132,10 @@ func TestLost(t *testing.T) {
 		first func(s *Server, vmm chan struct{})
 		want  bool
 	}{
-		"the daemon is killed": {func(s *Server, _ chan struct{}) { _ = s.proc.Kill() }, true},
+		"the daemon is killed": {func(s *Server, _ chan struct{}) { s.Kill() }, true},
 		"the VMM ends first":   {func(s *Server, vmm chan struct{}) { close(vmm) }, false},
 		"we end it":            {func(s *Server, _ chan struct{}) { s.Finish() }, false},
-		"all end at once":      {func(s *Server, vmm chan struct{}) { _ = s.proc.Kill(); close(vmm) }, false},
+		"all end at once":      {func(s *Server, vmm chan struct{}) { s.Kill(); close(vmm) }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := started(t, options(t, self(t), playNothing, &buffer{}))
@@ -193,8 +193,8 @@ func TestRealDaemon(t *testing.T) {
 	o.Dir = sockets(t, o.Identity)
 	s := started(t, o)
 	conn := dialled(t, s)
-	if name := peerOf(t, conn); name != s.proc.PID() {
-		t.Errorf("connected to process %d, and the daemon is %d", name, s.proc.PID())
+	if name := peerOf(t, conn); name != s.PID() {
+		t.Errorf("connected to process %d, and the daemon is %d", name, s.PID())
 	}
 	info, err := os.Lstat(filepath.Join(o.Dir.Name(), "vsock"))
 	if err != nil {
@@ -203,12 +203,12 @@ func TestRealDaemon(t *testing.T) {
 	if st := info.Sys().(*syscall.Stat_t); info.Mode().Type() != os.ModeSocket || o.Identity != nil && st.Uid != o.Identity.UID {
 		t.Errorf("the guest's end is %v of uid %d", info.Mode(), st.Uid)
 	}
-	if env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", s.proc.PID())); err != nil || len(env) > 0 {
+	if env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", s.PID())); err != nil || len(env) > 0 {
 		t.Errorf("its environment is %q, %v", env, err)
 	}
 	_ = conn.Close()
 	s.Finish()
-	if s.proc.State() == nil {
+	if s.Running() {
 		t.Error("it stays")
 	}
 	if log.String() != "" {

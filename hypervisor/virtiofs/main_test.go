@@ -39,7 +39,7 @@ func playRunner(source string) {
 	if err != nil {
 		panic(err)
 	}
-	fmt.Println(s.running[0].proc.PID(), dir)
+	fmt.Println(s.running[0].PID(), dir)
 	select {}
 }
 

@@ -3,20 +3,16 @@
 package virtiofs
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcred/vmcred/hypervisor"
-	"github.com/vmcred/vmcred/hypervisor/console"
+	"github.com/vmcred/vmcred/hypervisor/daemon"
 	"github.com/vmcred/vmcred/hypervisor/hostcheck"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
@@ -24,10 +20,8 @@ import (
 
 // server is one running daemon.
 type server struct {
+	*daemon.Daemon
 	share vm.Share
-	proc  *launch.Process
-	said  *console.Words
-	done  chan struct{} // closed when it is gone and its words are read
 }
 
 // serve starts the daemon with a listening socket of its own, dir/name.
@@ -51,27 +45,19 @@ func (s *Servers) serve(d Daemon, sh vm.Share, name string) (*server, error) {
 		return nil, err
 	}
 	defer listener.Close() // the daemon's alone: a connection to a dead one is refused, not kept waiting
-	words, theirs, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	defer theirs.Close()
 	c := &launch.Command{
 		Path: d.Path, Args: d.arguments(sh, source, id), Env: []string{}, Dir: "/",
-		Stdout: theirs, Stderr: theirs, Identity: id, Mounts: true,
+		Identity: id, Mounts: true,
 	}
 	if sh.ReadOnly && os.Geteuid() == 0 {
 		c.ReadOnly = source // whatever becomes of the daemon, it cannot write there
 	}
 	c.Donate("listening socket", listener)
-	proc, err := c.Start()
+	run, err := daemon.Start(c, daemon.Log{Of: executable, Prefix: "share " + sh.Tag + ": ", To: s.log})
 	if err != nil {
-		return nil, errors.Join(err, words.Close())
+		return nil, err
 	}
-	said := console.Listen(words, &prefixed{"share " + sh.Tag + ": ", s.log}, "virtiofsd's messages")
-	srv := &server{share: sh, proc: proc, said: said, done: make(chan struct{})}
-	go srv.settle()
-	return srv, nil
+	return &server{run, sh}, nil
 }
 
 func sameUser(id *launch.Identity) error {
@@ -105,61 +91,21 @@ func (s *Servers) listen(name string) (*os.File, error) {
 	return f, nil
 }
 
-// settle reads the daemon's last words.
-func (s *server) settle() {
-	<-s.proc.Done()
-	s.said.Finish(time.Second)
-	close(s.done)
-}
-
 // fault says how the daemon ended; it has ended.
 func (s *server) fault() error {
-	state := s.proc.State()
-	how := fmt.Sprintf("exit status %d", state.ExitCode())
-	if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		how = unix.SignalName(ws.Signal())
-	}
-	words := s.said.All()
-	if words == "" {
-		words = "and said nothing"
-	}
-	e := &hypervisor.Error{Message: fmt.Sprintf("the virtiofsd of share %s ended (%s): %s", s.share.Tag, how, words)}
-	if strings.Contains(words, "Unshare") {
+	e := &hypervisor.Error{Message: fmt.Sprintf("the virtiofsd of share %s %s", s.share.Tag, s.How())}
+	if strings.Contains(s.Words(), "Unshare") {
 		e.Cure = "it needs user namespaces: see user.max_user_namespaces, kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns in sysctl; or user: root"
 	}
 	return e
 }
 
-// healthy: it ended because nobody is connected any more.
-func (s *server) healthy() bool {
-	state := s.proc.State()
-	return state != nil && state.ExitCode() == 0
-}
-
 // kill ends the daemon and what it forked: the first process only waits for the
-// one in the sandbox, which a signal to the first reaches only if it likes.
+// one in the sandbox, which a signal to the first reaches only if it likes. Of a
+// process that was waited for, the number may be another's.
 func (s *server) kill() {
-	killChildren(s.proc.PID())
-	_ = s.proc.Kill()
-	<-s.done
-}
-
-// prefixed puts a few words before each line.
-type prefixed struct {
-	prefix string
-	to     io.Writer
-}
-
-func (p *prefixed) Write(b []byte) (int, error) {
-	if p.to == nil {
-		return len(b), nil
+	if s.Running() {
+		killChildren(s.PID())
 	}
-	var out []byte
-	for line := range bytes.Lines(b) {
-		out = append(append(out, p.prefix...), line...)
-	}
-	if _, err := p.to.Write(out); err != nil {
-		return 0, err
-	}
-	return len(b), nil
+	s.Kill()
 }

@@ -3,6 +3,7 @@
 package virtiofs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,11 +18,12 @@ import (
 
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/console"
+	"github.com/vmcred/vmcred/hypervisor/daemon"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
 )
 
-// grace is how long a daemon and its VMM may end one after the other.
+// grace is how long a daemon that refuses a connection may take to end.
 const grace = time.Second
 
 // Servers are the daemons of one VM's shares. A nil one has none.
@@ -126,19 +128,33 @@ func (s *Servers) Dial(i int) (*os.File, error) {
 	if path == "" {
 		path = s.path(socketName(i))
 	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	conn, err := connect(path, "share "+s.shares[i].Tag)
+	if err != nil {
+		if srv := s.running[i]; srv != nil && daemon.Closed(srv.Done(), grace) {
+			err = srv.fault()
+		}
+		return nil, &hypervisor.Error{Message: "share " + s.shares[i].Tag, Err: err}
+	}
+	return conn, nil
+}
+
+// connect does not wait for a program that takes no more connections. What it
+// returns is a blocking socket, as a VMM expects it.
+func connect(path, name string) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	f := os.NewFile(uintptr(fd), "share "+s.shares[i].Tag)
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+	err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+	if errors.Is(err, unix.EAGAIN) {
+		err = errors.New("who serves it takes no more connections: does another VM have it?")
+	} else if err != nil {
 		err = os.NewSyscallError("connect", err)
-		if srv := s.running[i]; srv != nil && waitFor(srv.done, grace) {
-			err = srv.fault()
-		}
-		return nil, errors.Join(&hypervisor.Error{Message: "share " + s.shares[i].Tag, Err: err}, f.Close())
 	}
-	return f, nil
+	if err = cmp.Or(err, unix.SetNonblock(fd, false)); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // Watch calls lost, once at most, when a daemon is gone while the VMM still runs:
@@ -153,27 +169,10 @@ func (s *Servers) Watch(vmmDone <-chan struct{}, lost func(error)) {
 			continue
 		}
 		go func() {
-			select {
-			case <-vmmDone:
-				return
-			case <-srv.done:
-			}
-			// A VMM that ends takes its daemons with it: they may be gone first.
-			if !waitFor(vmmDone, grace) && !s.ending() {
+			if srv.Outlived(vmmDone) && !s.ending() {
 				once.Do(func() { lost(srv.fault()) })
 			}
 		}()
-	}
-}
-
-// waitFor says whether it was closed in time.
-func waitFor(done <-chan struct{}, patience time.Duration) bool {
-	console.WaitFor(done, patience)
-	select {
-	case <-done:
-		return true
-	default:
-		return false
 	}
 }
 
@@ -191,7 +190,7 @@ func (s *Servers) Fault() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, srv := range s.running {
-		if s.fault == nil && !s.ended && srv != nil && waitFor(srv.done, 0) && !srv.healthy() {
+		if s.fault == nil && !s.ended && srv != nil && daemon.Closed(srv.Done(), 0) && !srv.EndedWell() {
 			s.fault = srv.fault()
 		}
 	}
@@ -207,7 +206,7 @@ func (s *Servers) Finish(patience time.Duration) {
 	deadline := time.Now().Add(patience)
 	for _, srv := range s.running {
 		if srv != nil {
-			console.WaitFor(srv.done, time.Until(deadline))
+			console.WaitFor(srv.Done(), time.Until(deadline))
 		}
 	}
 	_ = s.Fault() // before we kill one

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmcred/vmcred/hypervisor/daemon"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
 )
@@ -62,7 +63,7 @@ func sandboxed(t *testing.T, srv *server) int {
 		t.Fatal(err)
 	}
 	poll(t, srv, func() bool {
-		for _, child := range children(srv.proc.PID()) {
+		for _, child := range children(srv.PID()) {
 			ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", child))
 			mounts, merr := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", child))
 			// After the pivot its root is the shared directory and nothing else.
@@ -72,7 +73,7 @@ func sandboxed(t *testing.T, srv *server) int {
 		}
 		return false
 	})
-	return children(srv.proc.PID())[0]
+	return children(srv.PID())[0]
 }
 
 func poll(t *testing.T, srv *server, ok func() bool) {
@@ -82,7 +83,7 @@ func poll(t *testing.T, srv *server, ok func() bool) {
 	for !ok() {
 		select {
 		case <-tick.C:
-		case <-srv.done:
+		case <-srv.Done():
 			t.Fatal(srv.fault())
 		case <-late:
 			t.Fatal("it never came")
@@ -121,7 +122,7 @@ func TestEndsWithTheVMM(t *testing.T) {
 	if err := conn.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if !waitFor(s.running[0].done, patience) {
+	if !daemon.Closed(s.running[0].Done(), patience) {
 		t.Fatal("it stays")
 	}
 	gone(t, inner)
@@ -172,7 +173,7 @@ func TestFinishKills(t *testing.T) {
 	s := started(t, rust(t), &buffer{}, share(t), share(t))
 	var pids []int
 	for _, srv := range s.running {
-		pids = append(pids, srv.proc.PID(), sandboxed(t, srv))
+		pids = append(pids, srv.PID(), sandboxed(t, srv))
 	}
 	for _, pid := range pids {
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
@@ -206,7 +207,7 @@ func TestLost(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = conn.Close()
-			<-s.running[0].done
+			<-s.running[0].Done()
 			close(vmm)
 			if s.Finish(patience); s.Fault() != nil {
 				t.Error(s.Fault())
@@ -318,6 +319,34 @@ func TestWhoMayConnect(t *testing.T) {
 	}
 	if err := try(vmm.UID, byFD); err != nil {
 		t.Error("the VMM may not connect: ", err)
+	}
+}
+
+// TestDialWaitsForNobody: another program's socket may be one that has its VM.
+func TestDialWaitsForNobody(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "busy")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Start(t.Context(), []vm.Share{{Tag: "data", Socket: path}}, StartOptions{RunDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := s.Dial(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if flags, err := unix.FcntlInt(conn.Fd(), unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK != 0 {
+		t.Errorf("the VMM's end: flags %#x, %v", flags, err)
+	}
+	if _, err := s.Dial(0); err == nil || !strings.Contains(err.Error(), "takes no more connections") {
+		t.Errorf("a second one: %v", err)
 	}
 }
 
