@@ -71,6 +71,7 @@ func newHostOf(t *testing.T, k kind, uid int, all []credentialFile) *host {
 		if pid := h.vmm(); pid != 0 { // only after a failure
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
+		_ = os.RemoveAll(h.runtime()) // likewise, where it is not below the next
 		_ = os.RemoveAll(h.dir)
 	})
 	elf, err := os.ReadFile(kernel)
