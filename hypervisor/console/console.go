@@ -22,12 +22,18 @@ import (
 // lossOf is what a slow reader is told it lost.
 const lossOf = "console output"
 
+// gather is how long bytes stay in a pipe after some were read: a VMM writes those of
+// a serial port one by one, and being woken for each took a tenth of the time in which
+// a guest boots. 64 KiB have room there (pipe(7)), far more than a guest writes in it.
+const gather = time.Millisecond
+
 // Console is the guest's serial port on this side.
 type Console struct {
 	child  *os.File      // the VMM's end, nil with console: off
 	ours   io.ReadCloser // the VMM's end is the other of this; nil: the VMM writes by itself
 	out    *sink         // where what ours gives goes
 	log    *os.File      // the file behind out, if it is one
+	gather time.Duration // between two reads of a few bytes
 	done   chan struct{} // with ours only: closed when all was read
 	socket string        // the socket's path, removed at the end
 }
@@ -74,7 +80,7 @@ func OpenPipe(c vm.Console, id *launch.Identity, w io.Writer) (*Console, error) 
 	if err != nil {
 		return nil, &hypervisor.Error{Message: "the console's pipe", Err: err}
 	}
-	con := &Console{child: child, ours: ours}
+	con := &Console{child: child, ours: ours, gather: gather}
 	if c.Mode == vm.ConsoleFile {
 		if con.log, err = openFile(c.Path, id); err != nil {
 			con.Finish(0)
@@ -139,6 +145,9 @@ func (c *Console) Started() {
 			c.out.put(buf[:n])
 			if err != nil {
 				return
+			}
+			if n < len(buf)/2 {
+				time.Sleep(c.gather)
 			}
 		}
 	}()
