@@ -20,6 +20,7 @@ import (
 	"github.com/vmcred/vmcred/delivery"
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/cloudhypervisor"
+	"github.com/vmcred/vmcred/hypervisor/console"
 	"github.com/vmcred/vmcred/hypervisor/hypervisortest/probe"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/internal/testkvm"
@@ -179,15 +180,15 @@ func (l *lastLine) since(from time.Time) (time.Duration, error) {
 func (v *realVM) byAPI() (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	console := newLastLine()
+	said := newLastLine()
 	l := v.launch
-	l.Console = console
+	l.Console = said
 	from := time.Now()
 	m, err := v.driver.Start(ctx, l)
 	if err != nil {
 		return 0, err
 	}
-	took, err := console.since(from)
+	took, err := said.since(from)
 	if err != nil {
 		return 0, errors.Join(err, m.Kill())
 	}
@@ -197,32 +198,24 @@ func (v *realVM) byAPI() (time.Duration, error) {
 	return took, err
 }
 
-// byArgv starts the same VM as its users do today: as confined as the other, for it
-// is the way of the strings that is compared.
+// byArgv starts the same VM as its users do today. It is confined and its console is
+// read as the other's is: the way of the strings is all that differs.
 func (v *realVM) byArgv() (time.Duration, error) {
-	r, w, err := os.Pipe()
+	said := newLastLine()
+	con, err := console.OpenPipe(v.launch.Spec.Console, v.launch.Identity, said)
 	if err != nil {
 		return 0, err
 	}
-	defer r.Close()
-	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
-	if err == nil && v.launch.Identity != nil {
-		err = w.Chown(nobody, nobody)
-	}
-	if err != nil {
-		return 0, errors.Join(err, w.Close())
-	}
-	defer null.Close()
-	c := &launch.Command{Path: v.launch.Info.Path, Args: v.argv, Env: []string{}, Stdout: null, Stderr: null, Identity: v.launch.Identity}
-	c.Donate("console", w)
-	console := newLastLine()
+	defer con.Finish(patience)
+	c := &launch.Command{Path: v.launch.Info.Path, Args: v.argv, Env: []string{}, Identity: v.launch.Identity}
+	c.Donate("console", con.Child())
 	from := time.Now()
 	proc, err := c.Start()
-	if err := errors.Join(err, w.Close()); err != nil {
+	if err != nil {
 		return 0, err
 	}
-	go func() { _, _ = io.Copy(console, r) }()
-	took, err := console.since(from)
+	con.Started()
+	took, err := said.since(from)
 	if err != nil {
 		return 0, errors.Join(err, proc.Kill())
 	}
