@@ -182,6 +182,9 @@ func TestTap(t *testing.T) {
 		t.Skip("SKIPPED: making a tap needs root and " + Tun)
 	}
 	if _, err := exec.LookPath("ip"); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("CI=true, and there is no ip (apt install iproute2)")
+		}
 		t.Skip("SKIPPED: needs ip (apt install iproute2)")
 	}
 	add := func(name string, args ...string) {

@@ -57,6 +57,9 @@ func TestDevices(t *testing.T) {
 		t.Skip("SKIPPED: making a tap for another user needs root and " + hostcheck.Tun)
 	}
 	if _, err := exec.LookPath("ip"); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("CI=true, and there is no ip (apt install iproute2)")
+		}
 		t.Skip("SKIPPED: needs ip (apt install iproute2)")
 	}
 	d, info, sp := installed(t)

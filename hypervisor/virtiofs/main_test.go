@@ -14,12 +14,21 @@ import (
 	"github.com/vmcred/vmcred/vm"
 )
 
+// connectEnv makes this binary connect to that socket, as whoever it runs as.
+const connectEnv = "VMCRED_TEST_CONNECT"
+
 // runnerEnv makes this binary a runner that has started a share of that directory.
 const runnerEnv = "VMCRED_TEST_SHARE"
 
 func TestMain(m *testing.M) {
 	if source := os.Getenv(runnerEnv); source != "" {
 		playRunner(source)
+		return
+	}
+	if path := os.Getenv(connectEnv); path != "" {
+		if _, err := connect(path, "share"); err != nil {
+			os.Exit(1)
+		}
 		return
 	}
 	goleak.VerifyTestMain(m)

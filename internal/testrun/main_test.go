@@ -97,7 +97,8 @@ func needRoot(t *testing.T, why string) {
 	}
 }
 
-// needCommands skips a test that needs programs this machine lacks.
+// needCommands skips a test that needs programs this machine lacks. Where CI is
+// true it fails: scripts/install-deps installs all of them.
 func needCommands(t *testing.T, names ...string) {
 	t.Helper()
 	var missing []string
@@ -105,6 +106,9 @@ func needCommands(t *testing.T, names ...string) {
 		if _, err := exec.LookPath(name); err != nil {
 			missing = append(missing, name)
 		}
+	}
+	if len(missing) > 0 && os.Getenv("CI") == "true" {
+		t.Fatal("CI=true, and there is no " + strings.Join(missing, ", "))
 	}
 	if len(missing) > 0 {
 		t.Skip("SKIPPED, nothing was shown: needs " + strings.Join(missing, ", "))
