@@ -13,7 +13,7 @@ package escape
 
 import (
 	"io"
-	"sync"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -33,6 +33,9 @@ const (
 // sequenceMax is the longest sequence that is passed on, in bytes after "ESC [".
 const sequenceMax = 64
 
+// patience is how long Close waits for a Write to come to its end.
+const patience = time.Second
+
 type phase int
 
 const (
@@ -49,7 +52,7 @@ type Filter struct {
 	w     io.Writer
 	scope Scope
 
-	mu sync.Mutex // guards what follows
+	turn chan struct{} // full while somebody writes, who alone uses what follows
 
 	phase phase
 	seq   []byte // what follows ESC [, at most sequenceMax
@@ -63,14 +66,14 @@ type Filter struct {
 
 // NewFilter returns a filter in front of w.
 func NewFilter(w io.Writer, s Scope) *Filter {
-	return &Filter{w: w, scope: s, undo: map[string]bool{}}
+	return &Filter{w: w, scope: s, undo: map[string]bool{}, turn: make(chan struct{}, 1)}
 }
 
 // Write takes what a guest says. It holds back a sequence until it is whole, and
 // drops everything after Close.
 func (f *Filter) Write(b []byte) (int, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.turn <- struct{}{}
+	defer func() { <-f.turn }()
 	if f.ended {
 		return len(b), nil
 	}
@@ -88,13 +91,15 @@ func (f *Filter) Write(b []byte) (int, error) {
 }
 
 // Close drops what is not whole and undoes what would outlive the guest: colours,
-// a hidden cursor, modes. It does not close the writer, and does nothing while a
-// Write is blocked: a terminal that stands still must not keep us from ending.
+// a hidden cursor, modes. It does not close the writer, and gives up if a Write
+// stays blocked: a terminal that stands still must not keep us from ending.
 func (f *Filter) Close() error {
-	if !f.mu.TryLock() {
+	select {
+	case f.turn <- struct{}{}:
+	case <-time.After(patience):
 		return nil
 	}
-	defer f.mu.Unlock()
+	defer func() { <-f.turn }()
 	f.ended = true
 	var out []byte
 	for _, u := range undos {
