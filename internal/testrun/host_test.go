@@ -71,8 +71,9 @@ func newHostOf(t *testing.T, k kind, uid int, all []credentialFile) *host {
 		if pid := h.vmm(); pid != 0 { // only after a failure
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
-		_ = os.RemoveAll(h.runtime()) // likewise, where it is not below the next
-		_ = os.RemoveAll(h.dir)
+		for _, dir := range []string{h.locked(), h.runtime(), h.dir} { // root's are not below the last
+			_ = os.RemoveAll(dir)
+		}
 	})
 	elf, err := os.ReadFile(kernel)
 	if err != nil {
@@ -97,8 +98,16 @@ func newHostOf(t *testing.T, k kind, uid int, all []credentialFile) *host {
 func (h *host) kernel() string { return filepath.Join(h.dir, "guest.elf") }
 func (h *host) file() string   { return filepath.Join(h.dir, h.name+".yaml") }
 
-// runtime is the VM's runtime directory.
-func (h *host) runtime() string { return filepath.Join(h.run, "vmcred", h.name) }
+// locked is the directory that says that the VM runs.
+func (h *host) locked() string { return filepath.Join(h.run, "vmcred", h.name) }
+
+// runtime is the VM's runtime directory: root's plain runs have theirs apart.
+func (h *host) runtime() string {
+	if h.uid == 0 {
+		return filepath.Join(h.run, "vmcred", ".run", h.name)
+	}
+	return h.locked()
+}
 
 func (h *host) mkdir(t *testing.T, dir string) {
 	t.Helper()

@@ -62,6 +62,7 @@ func forgetSystemRoot() {
 	for _, f := range files {
 		_ = os.Remove(f)
 	}
+	_ = os.Remove(state.SystemRoot + "/.run")
 	_ = os.Remove(state.SystemRoot)
 }
 

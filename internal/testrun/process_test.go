@@ -206,8 +206,10 @@ func poll(fd int, patience time.Duration) (int, error) {
 func (h *host) clean(t *testing.T) {
 	t.Helper()
 	h.gone(t)
-	if _, err := os.Lstat(h.runtime()); !errors.Is(err, os.ErrNotExist) {
-		left, _ := os.ReadDir(h.runtime())
-		t.Errorf("%s is left: %v, %v", h.runtime(), left, err)
+	for _, dir := range []string{h.runtime(), h.locked()} {
+		if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+			left, _ := os.ReadDir(dir)
+			t.Errorf("%s is left: %v, %v", dir, left, err)
+		}
 	}
 }
