@@ -31,7 +31,7 @@ const (
 	merged    = "a dump, or another VM's clock, would tell what is in the guest's memory"
 	logs      = "what it writes can hold what the guest is given"
 	unread    = "what stands in that file is not looked at"
-	escapes   = "JSON with a backslash is not looked through"
+	escapes   = "JSON with a backslash or an apostrophe is not looked through"
 	oldState  = "the guest would go on with the values of another start"
 	ownStart  = "vmcred starts QEMU and the guest, as the VM's own user, and stays with them"
 	ownEnd    = "a guest's end is vmcred's to see: after a reset it would be given this start's values again"
@@ -50,13 +50,13 @@ func refused() map[string]string {
 		ownRoad:   "smbios fw_cfg",
 		boots:     "kernel initrd append dtb shim bios pflash L option-rom",
 		debugger:  "monitor mon qmp qmp-pretty gdb s qtest qtest-log nographic semihosting semihosting-config",
-		watched:   "vnc spice",
+		watched:   "vnc spice curses sdl",
 		seesRAM:   "plugin",
 		ramInFile: "mem-path",
 		logs:      "D d dfilter trace dump-vmstate perfmap jitdump",
 		unread:    "readconfig writeconfig",
 		oldState:  "incoming loadvm",
-		ownStart:  "daemonize pidfile S preconfig runas run-with chroot h help version",
+		ownStart:  "daemonize pidfile S preconfig runas run-with async-teardown chroot h help version",
 		ownEnd:    "action no-reboot no-shutdown",
 		ownWalls:  "sandbox",
 		descends:  "add-fd",
@@ -91,26 +91,31 @@ func rules() []rule {
 	harmless := text(`^-|^(?:(?:kernel-irqchip|hpet|pit|i8042|usb|sata|smbus|nvdimm|hmat)=[a-z]+(?:,|$))+$`)
 	return []rule{
 		{"", text(`(?i)io\.systemd\.credential`), ownRoad},
-		{"", text(`/dev/fd|/proc/`), descends},
+		{"", text(`(?:^|[/=:",\s])(?:dev/[./]*fd|proc/)`), descends},
 		{"", key(`[a-z]*fds?`, ``), descends},
+		{"", key(`type`, `fd\b`), descends}, // an address of a socket
 		{"", text(`(?:^|[,":=])fd:`), descends},
 		{"", key(`[a-z-]*password`, ``), onArgv},
-		{"", text(`://[^/,"]*:[^/,"]*@`), onArgv},
-		{"", text(`^\s*\{.*\\`), escapes},
+		{"", text(`://[^/,"]*[:%][^/,"]*@`), onArgv},       // iSCSI's has a %
+		{"", text(`(?s)(?:^|json:)\s*\{.*[\\']`), escapes}, // QEMU takes both quotes
 		{"object", kind("qom-type", `secret`), onArgv},
 		{"object", kind("qom-type", `memory-backend-(?:file|shm|epc)`), ramInFile},
 		{"object", key(`dump|merge`, `on|yes|true|y`), merged},
 		{"object", kind("qom-type", `filter-(?:dump|mirror|redirector)`), logs},
-		{"object", kind("qom-type", `x-remote-object|x-vfio-user-server`), seesRAM},
+		{"object", kind("qom-type", `x-remote-object|x-vfio-user-server|cryptodev-vhost-user|vhost-user-backend`), seesRAM},
+		{"object", kind("qom-type", `qtest`), debugger},
 		{"device", kind("driver", `vhost-user-[a-z0-9-]*|ivshmem-[a-z0-9-]*|vfio-user-pci|x-pci-proxy-dev`), seesRAM},
 		{"device", kind("driver", `loader|guest-loader`), boots},
+		{"device", key(`romfile`, `[^,"}]`), boots},
 		{"device", kind("driver", `i6300esb|ib700`), inFile},
 		{"netdev net nic", kind("type", `vhost-user`), seesRAM},
 		{"drive", key(`if`, `pflash`), boots},
 		{"machine M", func(v string) bool { return !harmless(v) }, machines},
 		{"serial parallel debugcon virtioconsole", text(`^mon:`), debugger},
 		{"chardev", key(`mux`, `on|yes|true|y`), debugger},
-		{"global", text(`(?i)fw_cfg`), room},
+		{"global", text(`(?i)fw_cfg|file-slots`), room},
+		{"global", text(`romfile`), boots},
+		{"display", func(v string) bool { return v != "none" && !strings.HasPrefix(v, "-") }, watched},
 	}
 }
 

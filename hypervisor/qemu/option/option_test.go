@@ -74,6 +74,26 @@ func TestRefused(t *testing.T) {
 		{"-fsdev local,id=a,path=/", 0, shares},
 		{"-vnc :0", 0, watched},
 		{"-device x,a=io.systemd.credential:A=hunter2", 1, ownRoad},
+		{"-display vnc=:0", 1, watched},
+		{"-display gtk", 1, watched},
+		{"-curses", 0, watched},
+		{"-async-teardown", 0, ownStart},
+		{"-object qtest,id=q,chardev=c", 1, debugger},
+		{"-object cryptodev-vhost-user,id=c,chardev=c", 1, seesRAM},
+		{"-object id=c,qom-type=vhost-user-backend,chardev=c", 1, seesRAM},
+		{"-object {'qom-type':'memory-backend-file','id':'m','size':1,'mem-path':'/x'}", 1, escapes},
+		{"-netdev {'type':'vhost-user','id':'n','chardev':'c'}", 1, escapes},
+		{`-drive file=json:{"driver":"file","filename":"\u002fproc"}`, 1, escapes},
+		{"-netdev stream,id=n,addr.type=fd,addr.str=3", 1, descends},
+		{`-netdev {"type":"stream","id":"n","addr":{"type":"fd","str":"3"}}`, 1, descends},
+		{"-drive file=/dev/./fd/5", 1, descends},
+		{"-drive file=dev//fd/5", 1, descends},
+		{"-drive file=proc/self/fd/5", 1, descends},
+		{"-drive file=iscsi://a%hunter2@host/x", 1, onArgv},
+		{"-device virtio-net-pci,netdev=n,romfile=/x.rom", 1, boots},
+		{`-device {"driver":"e1000","romfile":"/x.rom"}`, 1, boots},
+		{"-global e1000.romfile=/x.rom", 1, boots},
+		{"-global device.x-file-slots=16", 1, room},
 	} {
 		got := Refuse(strings.Fields(c.args))
 		if len(got) == 0 || got[0].Index != c.at || got[0].Reason != c.reason {
@@ -84,6 +104,10 @@ func TestRefused(t *testing.T) {
 				t.Errorf("%s: a value is shown: %+v", c.args, r)
 			}
 		}
+	}
+	// An escape behind the first line.
+	if got := Refuse([]string{"-object", "{\n\"qom-type\":\"\\u006demory-backend-file\"}"}); len(got) != 1 || got[0].Reason != escapes {
+		t.Errorf("JSON of two lines: %+v", got)
 	}
 	if got := Refuse([]string{"-s", "-device", "-S"}); len(got) != 2 {
 		t.Errorf("what stands for a value: %+v", got)
@@ -98,7 +122,8 @@ func TestPassedOn(t *testing.T) {
 		"-object rng-random,id=r,filename=/dev/random", "-object memory-backend-ram,id=m,size=1G -numa node,memdev=m",
 		"-chardev socket,id=a,path=/run/x,server=on,wait=off -device virtserialport,chardev=a", "-global kvm-pit.lost_tick_policy=discard",
 		"-usb -device usb-tablet", "-device vfio-pci,host=0000:01:00.0", `-device {"driver":"virtio-rng-pci","id":"x"}`, "- --",
-		"-blockdev driver=luks,node-name=a,file=b,key-secret=k",
+		"-blockdev driver=luks,node-name=a,file=b,key-secret=k", "-display none", `-device {"driver":"e1000","romfile":""}`,
+		"-netdev stream,id=n,addr.type=unix,addr.path=/run/x", "-drive file=/srv/o'brien.img,if=none,id=d",
 	} {
 		if got := Refuse(strings.Fields(args)); len(got) > 0 {
 			t.Errorf("%s: %+v", args, got)
