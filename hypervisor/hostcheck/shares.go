@@ -3,6 +3,7 @@
 package hostcheck
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -11,7 +12,11 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmcred/vmcred/hypervisor/console"
+	"github.com/vmcred/vmcred/internal/launch"
+	"github.com/vmcred/vmcred/internal/trusted"
 	"github.com/vmcred/vmcred/vm"
 )
 
@@ -34,6 +39,7 @@ func (c *Checker) Shares() {
 		if sh.Socket == "" || sh.Source != "" && Exists(sh.Source) {
 			c.share(field+".source", sh)
 		}
+		c.SharePlace(i)
 		if sh.User == rootUser {
 			c.Warn(field+".user", "its daemon is root: files get whatever owner and mode the guest's root likes, and a daemon that is taken over is root in its sandbox",
 				"leave user: out, if it need not keep the owners of files")
@@ -83,6 +89,38 @@ func (c *Checker) share(field string, sh vm.Share) {
 		c.Warn(field, fmt.Sprintf("%s looks like a directory of secrets (%s): the guest's root reads all of it at any time, and no record, check of sizes or proof is made of it",
 			QuotePath(sh.Source), why), "give it the values it needs by credentials:")
 	}
+}
+
+// ownShareUser begins the name of the user that a VM's shares have if none is named.
+const ownShareUser = "vmshare-"
+
+// SharePlace looks whether somebody else than the user whose rights a share's daemon
+// has can have its path lead to another directory, now or before the daemon opens
+// it: to one that this user may read, and he may not. Root's would be any.
+func (c *Checker) SharePlace(i int) {
+	sh := c.spec.Shares[i]
+	if sh.User == "" || sh.User == ownShareUser+c.spec.Name || sh.Source == "" || sh.Socket == "" && os.Geteuid() != 0 {
+		return // a user of its own, or this one: there is nothing to borrow
+	}
+	id, err := launch.Lookup(sh.User)
+	if err != nil {
+		return // shareAccess says so
+	}
+	fd, err := trusted.Place(sh.Source, int(id.UID))
+	if err == nil {
+		_ = unix.Close(fd) // only looked at
+		return
+	}
+	t := (*trusted.Error)(nil)
+	if !errors.As(err, &t) || !t.Foreign {
+		return // what is missing or closed is found elsewhere
+	}
+	what := "who changes it has another directory shared with " + sh.User + "'s rights: " + err.Error()
+	if id.UID == 0 {
+		c.Fault(shareField(i)+".source", what, "share a directory on whose way all belongs to root, or name another user: for the share")
+		return
+	}
+	c.Warn(shareField(i)+".source", what, "let all on its way belong to root or to "+sh.User)
 }
 
 type forbiddenPath struct {

@@ -115,6 +115,50 @@ func TestShareByABindMount(t *testing.T) {
 	}
 }
 
+// TestSharePlace: who owns a directory or a link on the way could have root's daemon
+// share all that root may read, also after the check.
+func TestSharePlace(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: only root can make another user's directory")
+	}
+	dir := places(t)
+	for _, p := range []string{"real", "alias"} {
+		if err := os.Lchown(filepath.Join(dir, p), 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const text = "shares[0].source: who changes it has another directory shared with "
+	for what, tc := range map[string]struct {
+		share vm.Share
+		want  string // how the first problem begins, or nothing
+	}{
+		"on root's way":     {vm.Share{Source: "data", User: "root"}, ""},
+		"another's":         {vm.Share{Source: "real", User: "root"}, ""}, // which cannot be replaced
+		"in another's":      {vm.Share{Source: "real/deep", User: "root"}, "error: " + text + "root's rights: DIR/real belongs to user 65534"},
+		"by another's link": {vm.Share{Source: "alias", User: "root"}, "error: " + text + "root's rights: DIR/alias belongs to user 65534"},
+		"in a unit":         {vm.Share{Source: "real/deep", User: "root", Socket: "/run/x"}, "error: " + text + "root's rights: DIR/real"},
+		"that user's own":   {vm.Share{Source: "real/deep", User: "nobody"}, ""},
+		"a third user's":    {vm.Share{Source: "real/deep", User: "games"}, "warning: " + text + "games's rights: DIR/real"},
+		"a user of its own": {vm.Share{Source: "real/deep"}, ""},
+		"not there":         {vm.Share{Source: "nope", User: "root"}, ""},
+	} {
+		c := New(&vm.Spec{Shares: []vm.Share{tc.share}})
+		c.spec.Shares[0].Source = filepath.Join(dir, tc.share.Source)
+		c.SharePlace(0)
+		got := ""
+		for _, p := range c.Problems() {
+			got += p.Severity.String() + ": " + strings.ReplaceAll(p.Error(), dir, "DIR")
+		}
+		if !strings.HasPrefix(got, tc.want) || (got == "") != (tc.want == "") {
+			t.Errorf("%s: got %q, want %q", what, got, tc.want)
+		}
+	}
+	c := New(&vm.Spec{Shares: []vm.Share{{Source: filepath.Join(dir, "alias"), User: "root"}}})
+	if c.Shares(); len(vm.Problems(c.Problems()).Fatal()) != 1 {
+		t.Errorf("Shares: %v", c.Problems())
+	}
+}
+
 func TestSecretPlaces(t *testing.T) {
 	for dir, want := range map[string]bool{
 		"/run/secrets": true, "/run/secrets.d/3/x": true, "/run/agenix": true, "/etc/credstore.encrypted": true,

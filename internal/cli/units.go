@@ -12,7 +12,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vmcred/vmcred/config"
+	"github.com/vmcred/vmcred/hypervisor/hostcheck"
 	"github.com/vmcred/vmcred/hypervisor/virtiofs"
+	"github.com/vmcred/vmcred/runner"
 	"github.com/vmcred/vmcred/unit"
 	"github.com/vmcred/vmcred/vm"
 )
@@ -70,6 +72,9 @@ func (a *app) printUnit(spec *vm.Spec) error {
 
 // writeUnits writes all files and says which.
 func (a *app) writeUnits(ctx context.Context, spec *vm.Spec, dir string) error {
+	if err := a.sharePlaces(spec); err != nil {
+		return err
+	}
 	var d unit.Virtiofsd
 	if len(unit.Served(spec)) > 0 {
 		found, err := virtiofs.Probe(ctx, virtiofs.Options{})
@@ -104,6 +109,20 @@ func (a *app) writeUnits(ctx context.Context, spec *vm.Spec, dir string) error {
 		}
 		fmt.Fprintf(a.out, "removed %s\n", filepath.Join(dir, e.Name()))
 	}
+	return nil
+}
+
+// sharePlaces: systemd follows a share's path whenever the daemon's unit starts.
+func (a *app) sharePlaces(spec *vm.Spec) error {
+	c := hostcheck.New(spec)
+	for i := range spec.Shares {
+		c.SharePlace(i)
+	}
+	problems := vm.Problems(c.Problems())
+	if fatal := problems.Fatal(); len(fatal) > 0 {
+		return &runner.RefusedError{Problems: fatal}
+	}
+	a.showProblems(a.stderr, problems)
 	return nil
 }
 

@@ -49,10 +49,20 @@ var ErrNoName = errors.New("no such name")
 // links itself, from descriptor to descriptor, so that what was checked is what
 // is opened. path must be absolute; uid is the user to be trusted beside root.
 // The error is an [*Error].
-func File(path string, uid int) (int, error) { return open(path, uid, false) }
+func File(path string, uid int) (int, error) {
+	return open(path, &walker{uid: uid})
+}
 
 // Directory opens a directory in the same way.
-func Directory(path string, uid int) (int, error) { return open(path, uid, true) }
+func Directory(path string, uid int) (int, error) {
+	return open(path, &walker{uid: uid, directory: true})
+}
+
+// Place opens a directory as [Directory] does, but the directory itself may be
+// anybody's: nobody but root and that user can have its path lead to another one.
+func Place(path string, uid int) (int, error) {
+	return open(path, &walker{uid: uid, directory: true, place: true})
+}
 
 // FileIn is File for a name in a directory that [Directory] opened; path is the
 // directory's. The error is [ErrNoName] if there is no such name, which is not
@@ -74,14 +84,14 @@ func FileIn(dir int, path, name string, uid int) (int, error) {
 	return -1, notRegular(w.join(name), st.Mode)
 }
 
-func open(path string, uid int, directory bool) (int, error) {
+func open(path string, w *walker) (int, error) {
 	if !strings.HasPrefix(path, "/") {
 		return -1, &Error{Path: strconv.Quote(path), What: "is not an absolute path", Tip: "write it from the root: /run/secrets/name"}
 	}
 	if strings.IndexByte(path, 0) >= 0 {
 		return -1, &Error{Path: path, What: "holds a NUL"}
 	}
-	w := &walker{uid: uid, directory: directory, dir: -1, rest: split(path)}
+	w.dir, w.rest = -1, split(path)
 	defer w.close()
 	if err := w.toRoot(); err != nil {
 		return -1, err

@@ -77,6 +77,45 @@ func TestALinkOfTheSameDirectory(t *testing.T) {
 	}
 }
 
+// Whose a directory is does not count for its place, but whoever can put another in
+// its place does: the owner of what it stands in, of a link to it, and its own in a
+// sticky directory.
+func TestPlace(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can make another user's directory")
+	}
+	path := private(t)
+	at := func(name string) string { return filepath.Join(path, name) }
+	for _, d := range []string{"own", "theirs/in", "open/in", "sticky/root", "sticky/theirs"} {
+		must(t, os.MkdirAll(at(d), 0o755))
+	}
+	must(t, os.Symlink("own", at("link")))
+	must(t, os.Symlink("own", at("theirlink")))
+	must(t, os.Symlink("theirs/in", at("way")))
+	must(t, os.Chmod(at("open"), 0o777))
+	must(t, os.Chmod(at("sticky"), 0o777|os.ModeSticky))
+	for _, p := range []string{"own", "theirs", "theirlink", "sticky/theirs"} {
+		must(t, os.Lchown(at(p), 65527, 65527))
+	}
+	for name, foreign := range map[string]bool{
+		"own": false, "link": false, "sticky/root": false, "theirs": false,
+		"theirs/in": true, "theirlink": true, "way": true, "open/in": true, "sticky/theirs": true, "own/..": true, "theirs/../own": true,
+	} {
+		fd, err := Place(path+"/"+name, 0)
+		if err == nil {
+			must(t, unix.Close(fd))
+		}
+		if e := (*Error)(nil); (err != nil) != foreign || err != nil && (!errors.As(err, &e) || !e.Foreign) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if fd, err := Place(at("theirs/in"), 65527); err != nil {
+		t.Errorf("by that user: %v", err)
+	} else {
+		must(t, unix.Close(fd))
+	}
+}
+
 // Nothing stays open, whether it was refused or not.
 func TestNoDescriptorStays(t *testing.T) {
 	path := private(t)

@@ -15,6 +15,8 @@ import (
 type walker struct {
 	uid       int
 	directory bool   // a directory is wanted, not a file
+	place     bool   // and only its place counts, not the directory itself
+	shared    bool   // others can add names to dir, which is sticky
 	dir       int    // O_PATH descriptor
 	path      string // of dir, for messages
 	rest      []string
@@ -84,6 +86,9 @@ func (w *walker) enter(name string) error {
 	path := w.join(name)
 	w.close()
 	w.dir, w.path = fd, path
+	if w.place && len(w.rest) == 0 && !w.shared {
+		return nil
+	}
 	return w.checkDir()
 }
 
@@ -94,6 +99,7 @@ func (w *walker) checkDir() error {
 	if err := unix.Fstat(w.dir, &st); err != nil {
 		return &Error{Path: w.path, Err: err}
 	}
+	w.shared = st.Mode&0o022 != 0
 	return w.check(w.path, &st, st.Mode&unix.S_ISVTX != 0)
 }
 
