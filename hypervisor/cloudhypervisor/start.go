@@ -87,8 +87,8 @@ func (s *starter) start(ctx context.Context, d *Driver) error {
 		return err
 	}
 	s.closeTheirs()
-	watch := newCrashWatch(s.l.Log)
-	words := console.Listen(s.words, watch, "cloud-hypervisor's messages")
+	watch := newCrashWatch()
+	words := console.ListenFor(s.words, s.l.Log, "cloud-hypervisor's messages", watch.line)
 	s.machine = newMachine(proc, s.ends(words), s.events, watch.crashed)
 	return s.converse(limited)
 }
@@ -260,7 +260,7 @@ func (s *starter) undo(ctx context.Context, err error) error {
 	_ = m.Kill()
 	var refused *api.StatusError
 	switch {
-	case fault != nil:
+	case fault != nil && ctx.Err() == nil: // who stops it is not told what ended because of that
 		return fault
 	case ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded):
 		return &hypervisor.Error{Message: "cloud-hypervisor did not answer" + tail(m.words.All()), Err: cmp.Or(ctx.Err(), err)}

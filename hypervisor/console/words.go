@@ -24,9 +24,10 @@ const (
 // a log and not faster than a log likes (a guest can make a VMM complain), and
 // the last lines kept.
 type Words struct {
-	from *os.File
-	to   *sink
-	done chan struct{}
+	from   *os.File
+	to     *sink
+	notice func(line string) // nil: nobody looks
+	done   chan struct{}
 
 	mu   sync.Mutex // guards what follows
 	last []string
@@ -36,7 +37,17 @@ type Words struct {
 // Listen begins to read, and passes on to the log. The file is its own from here
 // on. Of says whose words they are, for when some are lost: "QEMU's messages".
 func Listen(from *os.File, log io.Writer, of string) *Words {
-	w := &Words{from: from, to: newSink(log, of), done: make(chan struct{}), pace: newPace(time.Now())}
+	return ListenFor(from, log, of, nil)
+}
+
+// ListenFor is Listen, and notice is called with each line, fit for a log: also with
+// those that the log is spared, and when its reader stands still. A nil log: nobody
+// hears them.
+func ListenFor(from *os.File, log io.Writer, of string, notice func(line string)) *Words {
+	if log == nil {
+		log = io.Discard
+	}
+	w := &Words{from: from, to: newSink(log, of), notice: notice, done: make(chan struct{}), pace: newPace(time.Now())}
 	go w.read()
 	return w
 }
@@ -62,6 +73,9 @@ func (w *Words) Line(text string) {
 	text = OneLine(text)
 	if text == "" {
 		return
+	}
+	if w.notice != nil {
+		w.notice(text)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
