@@ -138,6 +138,9 @@ func (d *decoder) unknown(path string, p pair, known []string) {
 		prob.Hint = "did you mean " + near + "?"
 		d.said[join(path, near)] = true // it is there, misspelt: not missing
 	}
+	if outer, inner, dotted := strings.Cut(p.key, "."); dotted && slices.Contains(known, outer) {
+		prob.Hint = "write " + outer + ": {" + inner + ": …}"
+	}
 	delete(d.at, sub)
 	d.said[sub] = true
 	d.problems = append(d.problems, prob)

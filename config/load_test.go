@@ -216,7 +216,8 @@ func TestRefused(t *testing.T) {
 		{"console", least + "console: stdou\n", "did you mean stdout?"},
 		{"console path", least + "console: log.txt\n", "a file's absolute path"},
 		{"bool", least + "autostart: yes\n", "write true or false"},
-		{"notify", least + "notify: guest\nvsock: {cid: 3}\n", "254 is the first"},
+		{"notify", least + "notify: guest\nvsock: {cid: 3}\n", "252 (assumed: the file does not say) cannot say that it is ready (254 is the first"},
+		{"notify too old", least + "notify: guest\nvsock: {cid: 3}\nguest: {systemd: 253}\n", "systemd 253 cannot say"},
 		{"notify vsock", least + "notify: guest\nguest: {systemd: 255}\n", "over vsock, and there is none"},
 		{"cid", least + "vsock: {cid: 2}\n", "out of range"},
 		{"no cid", least + "vsock: {}\n", "vsock.cid: this key is missing"},
@@ -366,5 +367,13 @@ func TestAutostartIsNotRead(t *testing.T) {
 	}
 	if _, problems := Parse("/x/a.yaml", []byte(least+"autostart: false\n")); len(problems) > 0 {
 		t.Errorf("%+v", problems)
+	}
+}
+
+// A path as it stands in messages and manuals is no key: the hint shows how it is written.
+func TestDottedKey(t *testing.T) {
+	_, problems := Parse("/x/a.yaml", []byte(least+"boot.firmware: bios\nnothing.here: 1\n"))
+	if len(problems) != 2 || problems[0].Hint != "write boot: {firmware: …}" || !strings.HasPrefix(problems[1].Hint, "the keys here are ") {
+		t.Errorf("%v", problems)
 	}
 }

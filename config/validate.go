@@ -121,7 +121,7 @@ func (d *decoder) validateTimeouts() {
 		d.fail("start-timeout", "", "it must be between 1s and 1h")
 	}
 	if d.has("start-timeout") && s.Notify == vm.NotifyBoot {
-		d.warn("start-timeout", "", "it is not used: with notify: boot nothing waits for the guest")
+		d.warn("start-timeout", "take it away, or write notify: guest", "it is not used: with notify: boot nothing waits for the guest")
 	}
 }
 
@@ -145,8 +145,12 @@ const notifySocket = "vmm.notify_socket"
 func (d *decoder) validateNotify() {
 	s := d.spec
 	if s.Guest.Systemd < notifySystemd {
+		assumed := ""
+		if !d.has("guest.systemd") {
+			assumed = " (assumed: the file does not say)"
+		}
 		d.fail("notify", "say guest: {systemd: 254} or newer if it is, or write notify: boot",
-			"a guest with systemd %d cannot say that it is ready (%d is the first that can)", s.Guest.Systemd, notifySystemd)
+			"a guest with systemd %d%s cannot say that it is ready (%d is the first that can)", s.Guest.Systemd, assumed, notifySystemd)
 	}
 	if s.Vsock == nil {
 		d.fail("notify", "add vsock: {cid: 3}, or write notify: boot", "the guest says it is ready over vsock, and there is none")

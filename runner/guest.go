@@ -111,6 +111,7 @@ func (g *guest) runs() {
 	if g.isUp {
 		return // it was faster than we, and nothing is waited for
 	}
+	g.r.Log.Info(fmt.Sprintf("waiting up to %s for the guest to say that it is up", g.r.Spec.StartTimeout))
 	// Our own patience decides, not the unit's TimeoutStartSec=.
 	patience := g.r.Spec.StartTimeout + g.r.Spec.StopTimeout + startGrace
 	g.r.Notify(fmt.Sprintf("STATUS=waiting for the guest to say that it is up\nEXTEND_TIMEOUT_USEC=%d", patience.Microseconds()))

@@ -43,7 +43,7 @@ func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 		c.Warn("hypervisor", fmt.Sprintf("cloud-hypervisor %s is older than %s, the oldest that is tested", v, tested), "")
 	}
 	if strings.HasPrefix(info.Why, noKVM) {
-		c.Warn("hypervisor", info.Why, "use a host with KVM, or hypervisor: qemu, which has software emulation")
+		c.Warn("hypervisor", "KVM cannot boot an operating system here: "+strings.TrimPrefix(info.Why, noKVM), "use a host with KVM, or hypervisor: qemu, which has software emulation")
 	}
 	return append(c.Problems(), virtiofs.Check(spec, virtiofs.Options{CacheDir: d.o.CacheDir})...)
 }

@@ -4,10 +4,12 @@ package cloudhypervisor
 
 import (
 	"encoding/json"
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
 
+	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/hostcheck"
 	"github.com/vmcred/vmcred/secret"
 	"github.com/vmcred/vmcred/vm"
@@ -170,4 +172,22 @@ func TestExtraRefused(t *testing.T) {
 			t.Errorf("%s: %v", extra, ps)
 		}
 	}
+}
+
+// TestExtraOfAWrongType: the answer's words stay unsaid, so the hint says where to look.
+func TestExtraOfAWrongType(t *testing.T) {
+	onBoth(t, func(t *testing.T, path string) {
+		spec := withDevices(t)
+		spec.CloudHypervisor.Extra = []byte(`{"balloon":{"size":"hunter2"}}`)
+		d := New(Options{Path: path})
+		m, err := d.Start(t.Context(), launchOf(t, d, spec))
+		if err == nil {
+			_ = m.Kill()
+			t.Fatal("it started")
+		}
+		var e *hypervisor.Error
+		if !errors.As(err, &e) || !strings.Contains(e.Hint(), extraField) || strings.Contains(err.Error()+e.Hint(), "hunter2") {
+			t.Errorf("%v (hint %q)", err, e.Hint())
+		}
+	})
 }

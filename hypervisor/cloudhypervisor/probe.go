@@ -59,7 +59,7 @@ func (d *Driver) Probe(ctx context.Context) (hypervisor.Info, error) {
 
 // noKVM begins Info.Why where KVM boots no operating system; there is no
 // emulation to fall back to.
-const noKVM = "KVM, which cannot boot an operating system here: "
+const noKVM = "KVM that cannot boot an operating system: "
 
 // versionLine begins the answer to --version: "cloud-hypervisor v53.0".
 const versionLine = "cloud-hypervisor v"

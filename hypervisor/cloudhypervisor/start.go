@@ -269,7 +269,11 @@ func (s *starter) undo(ctx context.Context, err error) error {
 	case errors.As(err, &refused):
 		refused.Text = console.OneLine(refused.Text) // its own words, whatever they are
 	}
-	return &hypervisor.Error{Message: "cloud-hypervisor did not start the guest", Err: err}
+	cure := ""
+	if refused != nil && s.l.Spec.CloudHypervisor.Extra != nil {
+		cure = "look at " + extraField + ": a key that is missing or of the wrong type is told by its status alone, as its words could hold a value"
+	}
+	return &hypervisor.Error{Message: "cloud-hypervisor did not start the guest", Err: err, Cure: cure}
 }
 
 func (s *starter) closeOurs() {

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/program"
@@ -54,6 +55,10 @@ func (d Daemon) String() string {
 // that needs no newuidmap.
 func oldest() program.Version { return program.Version{1, 13, 0} }
 
+// rootAlone is what the one in C says to anyone but root, even to --version
+// (measured with QEMU 7.2.22's).
+const rootAlone = "setgroups() failed"
+
 // Probe finds the daemon and asks its version. The error is a *hypervisor.Error
 // with a hint, or the context's.
 func Probe(ctx context.Context, o Options) (Daemon, error) {
@@ -67,6 +72,9 @@ func Probe(ctx context.Context, o Options) (Daemon, error) {
 		d, err = parse(path, line)
 		return err
 	})
+	if err != nil && strings.Contains(err.Error(), rootAlone) {
+		return Daemon{}, &hypervisor.Error{Message: path + " is QEMU's old virtiofsd, which runs as root only", Cure: install}
+	}
 	if err != nil {
 		return Daemon{}, err
 	}

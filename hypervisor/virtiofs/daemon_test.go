@@ -64,6 +64,14 @@ func TestProbe(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "at least 1.13.0 is needed") || hintOf(err) != install {
 		t.Errorf("%v (hint %q)", err, hintOf(err))
 	}
+	old := filepath.Join(open(t), executable)
+	if err := os.WriteFile(old, []byte("#!/bin/sh\necho 'setgroups() failed with error=1:Operation not permitted' >&2; exit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Probe(t.Context(), Options{Path: old})
+	if err == nil || !strings.Contains(err.Error(), "QEMU's old virtiofsd, which runs as root only") || hintOf(err) != install {
+		t.Errorf("%v (hint %q)", err, hintOf(err))
+	}
 	if err := os.Chmod(path, 0o777); err != nil {
 		t.Fatal(err)
 	}

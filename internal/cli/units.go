@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vmcred/vmcred/config"
+	"github.com/vmcred/vmcred/hypervisor/console"
 	"github.com/vmcred/vmcred/hypervisor/hostcheck"
 	"github.com/vmcred/vmcred/hypervisor/virtiofs"
 	"github.com/vmcred/vmcred/runner"
@@ -29,7 +30,7 @@ line for each credential whose file the VM's file names. It changes nothing;
 its first lines say where it belongs and how the VM's user is made.
 
 A VM with shared directories needs more files: a socket and a service for each.
---output writes all of them below a directory, and removes those of shares that
+--output writes all of them below a directory that is there, and removes those of shares that
 the VM has no more.`,
 		Example: `  vmcred units test-vm
   mkdir -p /etc/systemd/system/vmcred@test-vm.service.d
@@ -72,6 +73,10 @@ func (a *app) printUnit(spec *vm.Spec) error {
 
 // writeUnits writes all files and says which.
 func (a *app) writeUnits(ctx context.Context, spec *vm.Spec, dir string) error {
+	// A mistyped one would be made, and systemd would never look there.
+	if _, err := os.Stat(dir); err != nil {
+		return refusedError(&fileError{"--output: " + console.QuotePath(dir) + " is no directory", unit.Dir + " is systemd's; mkdir -p makes another"})
+	}
 	if err := a.sharePlaces(spec); err != nil {
 		return err
 	}
@@ -109,6 +114,7 @@ func (a *app) writeUnits(ctx context.Context, spec *vm.Spec, dir string) error {
 		}
 		fmt.Fprintf(a.out, "removed %s\n", filepath.Join(dir, e.Name()))
 	}
+	fmt.Fprintf(a.out, "\nnext:\n  systemctl daemon-reload\n  vmcred check %s\n  systemctl start %s\n", spec.Name, spec.Unit)
 	return nil
 }
 

@@ -40,6 +40,7 @@ const (
 	shares    = "directories stand under shares:, where it is checked that they cover no credential's source"
 	room      = "the plan is made for the room that there is for credentials, and this would change it"
 	later     = "it changes what was looked at before"
+	oneString = "QEMU takes an option and its value as two arguments: [-device, virtio-balloon-pci]"
 )
 
 // refused are options that are refused whatever they say.
@@ -131,10 +132,13 @@ func Refuse(args []string) []Refusal {
 	option := ""
 	for i, a := range args {
 		name, is := nameOf(a)
+		reason := whole[name]
+		if end := strings.IndexAny(name, " \t\n="); end >= 0 {
+			name, reason = name[:end], oneString // what follows may be a secret
+		}
 		if is {
 			option = name
 		}
-		reason := whole[name]
 		if reason == "" {
 			reason = refusedValue(byValue, option, a)
 		}

@@ -149,3 +149,17 @@ func FuzzRefuse(f *testing.F) {
 		}
 	})
 }
+
+// TestOneString: an option and its value in one string is no option of QEMU's, and
+// of what follows the name nothing is shown.
+func TestOneString(t *testing.T) {
+	for _, arg := range []string{
+		"-device virtio-balloon-pci", "-device\tx", "--device=x",
+		"-smbios type=11,value=io.systemd.credential:a=hunter2", "-smbios=type=11,value=io.systemd.credential:a=hunter2",
+	} {
+		got := Refuse([]string{"-nodefaults", arg})
+		if len(got) != 1 || got[0].Index != 1 || got[0].Reason != oneString || got[0].Option != "device" && got[0].Option != "smbios" {
+			t.Errorf("%q: %v", arg, got)
+		}
+	}
+}
