@@ -182,6 +182,9 @@ func (s *starter) converse(ctx context.Context) error {
 		return err
 	}
 	m.emit(hypervisor.EventDelivered, "")
+	if err := m.vsock.listen(s.l); err != nil {
+		return err
+	}
 	if _, err := m.qmp.Execute(ctx, "cont"); err != nil {
 		return err
 	}

@@ -4,8 +4,10 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -69,10 +71,13 @@ func (d *Driver) vhost() vhostvsock.Options { return vhostvsock.Options{CacheDir
 
 // link is the VM's vsock on this side: who answers the guest, and what carries it.
 type link struct {
-	host   *vsock.Host
 	daemon *vhostvsock.Server
 	way    vsockWay
 	child  *os.File // QEMU's end: the kernel's device, or a connection to the daemon
+
+	mu   sync.Mutex // guards what follows
+	host *vsock.Host
+	over bool // QEMU is gone
 }
 
 // openLink makes the vsock of a VM that has one. On an error nothing is left.
@@ -83,7 +88,7 @@ func (d *Driver) openLink(ctx context.Context, l hypervisor.Launch) (*link, erro
 	case noVsock:
 		return k, nil
 	case byKernel:
-		err = k.openKernel(d.vsockDevice, l)
+		err = k.openKernel(d.vsockDevice)
 	case byDaemon:
 		err = k.openDaemon(ctx, d.vhost(), l)
 	}
@@ -95,14 +100,32 @@ func (d *Driver) openLink(ctx context.Context, l hypervisor.Launch) (*link, erro
 	return k, nil
 }
 
-func (k *link) openKernel(device string, l hypervisor.Launch) error {
+func (k *link) openKernel(device string) error {
 	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: device, Err: err}
 	}
 	k.child = os.NewFile(uintptr(fd), device)
-	k.host, err = vsock.OpenKernel(l.Spec.Vsock.CID, l.Ports)
-	return err
+	return nil
+}
+
+// listen answers the guest on the kernel's ports. QEMU has the number by now, which
+// the kernel gives to one process alone: before, whoever took it was heard as the guest.
+func (k *link) listen(l hypervisor.Launch) error {
+	if k.way != byKernel {
+		return nil
+	}
+	host, err := vsock.OpenKernel(l.Spec.Vsock.CID, l.Ports)
+	if err != nil {
+		return withHint(&Error{Message: "the VM's vsock", Err: err})
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.over {
+		return errors.Join(errors.New("QEMU is gone"), host.Close())
+	}
+	k.host = host
+	return nil
 }
 
 func (k *link) openDaemon(ctx context.Context, o vhostvsock.Options, l hypervisor.Launch) error {
@@ -133,10 +156,15 @@ func (k *link) closeChild() {
 
 // finish ends it: QEMU is gone.
 func (k *link) finish() {
-	if k != nil {
-		k.daemon.Finish()
-		_ = k.host.Close()
+	if k == nil {
+		return
 	}
+	k.daemon.Finish()
+	k.mu.Lock()
+	host := k.host
+	k.over = true
+	k.mu.Unlock()
+	_ = host.Close()
 }
 
 // vsock: the kernel's device needs the CID from QEMU, the daemon has it.

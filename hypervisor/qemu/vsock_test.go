@@ -20,6 +20,7 @@ import (
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/hypervisortest/probe"
 	"github.com/vmcred/vmcred/hypervisor/vhostvsock"
+	"github.com/vmcred/vmcred/hypervisor/vsock"
 	"github.com/vmcred/vmcred/vm"
 )
 
@@ -118,6 +119,41 @@ func TestVsockOfTheKernel(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(l.RunDir, "vsock")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("it made a directory for sockets: %v", err)
+	}
+}
+
+// TestKernelPortsWaitForQEMU: the kernel gives a guest's number to the first process
+// that asks for it. So nobody is listened to before QEMU has it.
+func TestKernelPortsWaitForQEMU(t *testing.T) {
+	d, l, _ := staged(t, playStays)
+	d.vsockDevice = withKernel(t, 0o600).vsockDevice
+	l.Spec.Vsock = &vm.Vsock{CID: 42}
+	l.Ports = map[uint32]func(net.Conn){vsock.AnyPort: func(net.Conn) {}}
+	k, err := d.openLink(t.Context(), l)
+	if err != nil || k.host != nil {
+		t.Fatalf("before QEMU runs somebody is listened to: %v", err)
+	}
+	k.closeChild()
+	// This host may have no such kernel: then the start fails here, and not before.
+	var none *vsock.KernelError
+	if err := k.listen(l); err == nil != (k.host != nil) || err != nil && !errors.As(err, &none) {
+		t.Errorf("once QEMU has the number: %v", err)
+	}
+	if m, err := d.Start(t.Context(), l); err == nil {
+		if m.(*machine).vsock.host == nil {
+			t.Error("a guest that runs is not listened to")
+		}
+		_ = m.Kill()
+	} else if !errors.As(err, &none) || hintOf(err) == "" {
+		t.Errorf("start: %v (hint %q)", err, hintOf(err))
+	}
+	k.finish()
+	if k.host == nil {
+		return
+	}
+	k.host = nil
+	if err := k.listen(l); err == nil || k.host != nil {
+		t.Errorf("after QEMU's end: %v", err)
 	}
 }
 
