@@ -4,6 +4,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -159,6 +160,14 @@ func TestConsoleFollowsNoLink(t *testing.T) {
 		if c, err := dialConsole(filepath.Join(root, "a")); err == nil {
 			_ = c.Close()
 			t.Error("another user's socket was taken")
+		}
+		// Where links to others' files can be made, one of root's sockets by another name.
+		if err := errors.Join(os.Chown(dir, 65527, -1), os.Chown(at, 0, -1)); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := dialConsole(dir); err == nil {
+			_ = c.Close()
+			t.Error("root's own socket was taken")
 		}
 	}
 }
