@@ -34,6 +34,7 @@ func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 	}
 	checkFirmware(c, spec)
 	checkExtra(c, spec.CloudHypervisor.Extra)
+	c.Memory()
 	c.Boot()
 	c.Disks("vhd", "vhdx")
 	c.Interfaces("cloud-hypervisor")

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strconv"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmcred/vmcred/hypervisor/console"
 	"github.com/vmcred/vmcred/vm"
 )
@@ -71,6 +73,18 @@ func bootFiles(b vm.Boot) []bootFile {
 
 // kernelField is the one whose content is looked at, too.
 const kernelField = "boot.kernel"
+
+// Memory: a VM with more than the host has would end in the middle of its work, and
+// some VMMs crash at once.
+func (c *Checker) Memory() {
+	var host unix.Sysinfo_t
+	if unix.Sysinfo(&host) != nil {
+		return
+	}
+	if has := int64(host.Totalram) * int64(host.Unit); c.spec.Memory > has {
+		c.Fault("memory", fmt.Sprintf("%d MiB, and this host has %d MiB in all", c.spec.Memory>>20, has>>20), "give the VM less")
+	}
+}
 
 // Disks looks for each disk, which is raw or qcow2, or of one more format that the
 // VMM knows.

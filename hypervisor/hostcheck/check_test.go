@@ -261,3 +261,13 @@ func testQueues(t *testing.T) {
 	check(vm.Interface{FDs: []int{fd}}, "")
 	check(vm.Interface{FDs: []int{fd}, Pairs: 2}, "has 1 descriptors for 2 pairs")
 }
+
+func TestMemoryOfTheHost(t *testing.T) {
+	for memory, want := range map[int64]bool{64 << 20: false, 1 << 60: true} {
+		c := New(&vm.Spec{Memory: memory})
+		c.Memory()
+		if got := len(c.Problems()) > 0; got != want {
+			t.Errorf("%d bytes: %v", memory, c.Problems())
+		}
+	}
+}

@@ -202,7 +202,7 @@ func secretDirectory(dir string) string {
 // entriesMax is how many files of a directory are looked at.
 const entriesMax = 1000
 
-// onlyPrivate is true if there are files, and each is 0400. It reads none.
+// onlyPrivate is true if there are files, and each is 0400 or 0600. It reads none.
 func onlyPrivate(dir string) bool {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -216,7 +216,7 @@ func onlyPrivate(dir string) bool {
 		if err != nil || !st.Mode().IsRegular() {
 			continue
 		}
-		if st.Mode().Perm() != 0o400 {
+		if m := st.Mode().Perm(); m != 0o400 && m != 0o600 {
 			return false
 		}
 		files++

@@ -28,7 +28,7 @@ func places(t *testing.T) string {
 	for _, d := range []string{"data", "real/deep", "private", "mixed", "closed"} {
 		err = errors.Join(err, os.MkdirAll(filepath.Join(dir, d), 0o755))
 	}
-	for f, mode := range map[string]os.FileMode{"data/f": 0o644, "real/deep/key": 0o400, "private/a": 0o400, "private/b": 0o400, "mixed/a": 0o400, "mixed/b": 0o644} {
+	for f, mode := range map[string]os.FileMode{"data/f": 0o644, "real/deep/key": 0o400, "private/a": 0o400, "private/b": 0o600, "mixed/a": 0o400, "mixed/b": 0o644} {
 		err = errors.Join(err, os.WriteFile(filepath.Join(dir, f), []byte("x"), mode))
 	}
 	err = errors.Join(err, os.Symlink("real", filepath.Join(dir, "alias")), os.Symlink("deep/key", filepath.Join(dir, "real", "link")),

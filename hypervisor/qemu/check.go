@@ -28,6 +28,7 @@ func (d *Driver) Check(spec *vm.Spec, info hypervisor.Info) []vm.Problem {
 	checkMachine(c, spec, info)
 	d.checkVsock(c, spec)
 	checkExtra(c, spec.QEMU.Extra)
+	c.Memory()
 	c.Boot()
 	c.Disks()
 	c.Interfaces("qemu")

@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -94,7 +95,7 @@ func (a *app) follow(c *cobra.Command, o runner.Options, warnings vm.Problems) e
 	// A reader of our output that goes away must not take the VM with it: writing
 	// fails then, instead of killing us.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	out, done := a.console()
+	out, done := a.console(log)
 	defer done()
 	o.Console = out
 	if o.Notify == nil {
@@ -119,10 +120,30 @@ func notifier(log *slog.Logger) func(string) {
 
 // console is where the guest's console goes: a guest may not do to the host's
 // terminal what it likes. The function is for the end.
-func (a *app) console() (io.Writer, func()) {
+func (a *app) console(log *slog.Logger) (io.Writer, func()) {
+	to := &screen{to: a.stdout, log: log}
 	if !isTerminal(a.stdout) {
-		return a.stdout, func() {}
+		return to, func() {}
 	}
-	f := escape.NewFilter(a.stdout, escape.Show)
+	f := escape.NewFilter(to, escape.Show)
 	return f, func() { _ = f.Close() } // a terminal that went away needs no reset
+}
+
+// screen is the console's way out. Nothing is shown any more after the first error, and
+// the VM goes on: so somebody has to say it.
+type screen struct {
+	to  io.Writer
+	log *slog.Logger
+}
+
+func (s *screen) Write(b []byte) (int, error) {
+	n, err := s.to.Write(b)
+	if err != nil && s.log != nil {
+		// A reader that went away, as head(1) does, wants no more.
+		if !errors.Is(err, syscall.EPIPE) {
+			s.log.Warn("the guest's console is lost from here on: "+err.Error(), "hint", "the VM goes on without it; console: off or a file elsewhere")
+		}
+		s.log = nil
+	}
+	return n, err
 }

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"testing"
@@ -26,7 +27,7 @@ func TestConsoleOnATerminal(t *testing.T) {
 	defer r.Close()
 	const said = "a\x1b[31mb\x1b]52;c;AAAA\a\x1b[6nc"
 	for f, want := range map[*os.File]string{tty: "a\x1b[31mbc\x1b[m", w: said} {
-		out, done := (&app{stdout: f}).console()
+		out, done := (&app{stdout: f}).console(slog.New(slog.DiscardHandler))
 		if _, err := io.WriteString(out, said); err != nil {
 			t.Error(err)
 		}
