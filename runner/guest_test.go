@@ -66,7 +66,7 @@ func TestReadyFromTheGuest(t *testing.T) {
 		}
 	}
 	for _, want := range []string{
-		"STATUS=guest: half [31mway",
+		"STATUS=starting x\nEXTEND_TIMEOUT_USEC=150000000", "STATUS=guest: half [31mway",
 		"READY=1\nSTATUS=guest: Startup finished", "X_SYSTEMD_UNIT_ACTIVE=default.target",
 	} {
 		if !strings.Contains(states, want) {

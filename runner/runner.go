@@ -114,6 +114,10 @@ func (r *run) round(ctx context.Context) (Outcome, error) {
 	return r.follow(ctx, m, g)
 }
 
+// driverTime is more than a driver may take: a minute for a daemon beside the VMM and
+// one for the VMM. It gives up by itself; a unit's TimeoutStartSec= is not to.
+const driverTime = 150 * time.Second
+
 // start brings the VM up. On error nothing of it is left running.
 func (r *run) start(ctx context.Context, g *guest) (hypervisor.Machine, error) {
 	r.Notify("STATUS=reading credentials")
@@ -132,7 +136,7 @@ func (r *run) start(ctx context.Context, g *guest) (hypervisor.Machine, error) {
 		return nil, err
 	}
 	defer p.Close()
-	r.Notify("STATUS=starting " + r.Spec.Hypervisor)
+	r.Notify(fmt.Sprintf("STATUS=starting %s\nEXTEND_TIMEOUT_USEC=%d", r.Spec.Hypervisor, driverTime.Microseconds()))
 	slow := time.AfterFunc(time.Second, func() {
 		r.Log.Info("still starting " + r.Spec.Hypervisor + ": it reads the kernel and the initrd")
 	})
