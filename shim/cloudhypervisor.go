@@ -235,9 +235,6 @@ func (p *parser) memory(f flag) {
 	if !o.toggle("thp", true) {
 		p.set(false, "memory", "thp")
 	}
-	if o.toggle("mergeable", false) {
-		p.note("--memory mergeable=on lets another VM measure whether it has a page in common with this one, a secret's too")
-	}
 	p.set(o.toggle("shared", false), "memory", "shared")
 }
 

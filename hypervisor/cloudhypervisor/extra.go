@@ -67,6 +67,7 @@ const (
 	seesRAM   = "the process behind it sees the guest's whole memory, with the secrets in it"
 	ramInFile = "the guest's memory, with the secrets in it, would be a file"
 	ramChange = "the guest could let the host swap or dump its memory, with the secrets in it"
+	merged    = "another VM can measure whether it has a page in common with this one, a secret's too"
 	elsewhere = "what the guest prints would go where console: does not say"
 	debugger  = "a debugger sees the guest's whole memory, with the secrets in it"
 	noImport  = "systemd does not read SMBIOS strings in a confidential VM: no credential would arrive"
@@ -141,6 +142,9 @@ func checkExtra(c *hostcheck.Checker, extra []byte) {
 		if mode, ok := o["mode"]; ok && mode != "Null" && mode != "Off" {
 			c.Fault(extraField+"."+port+".mode", elsewhere, `here it may be "Null" or "Off"`)
 		}
+	}
+	if m, _ := patch["memory"].(map[string]any); m["mergeable"] == true {
+		c.Warn(extraField+".memory.mergeable", merged, "leave it out, or let no VM that is not trusted run here")
 	}
 	platform, _ := patch["platform"].(map[string]any)
 	for _, key := range smbiosKeys() {

@@ -167,7 +167,10 @@ func TestExtraRefused(t *testing.T) {
 	if ps := extraProblems(`{"baloon":{}}`); len(ps) != 1 || ps[0].Hint != `did you mean "balloon"?` {
 		t.Errorf("hint: %+v", ps)
 	}
-	for _, extra := range []string{"", `{}`, `{"console":{"mode":"Null"},"serial":{"mode":"Off"},"cpus":{"nested":false},"balloon":{"size":1}}`} {
+	if ps := extraProblems(`{"memory":{"mergeable":true}}`); len(ps) != 1 || ps[0].Severity != vm.Warning || ps[0].Message != merged {
+		t.Errorf("pages in common with another VM: %+v", ps)
+	}
+	for _, extra := range []string{"", `{}`, `{"memory":{"mergeable":false}}`, `{"console":{"mode":"Null"},"serial":{"mode":"Off"},"cpus":{"nested":false},"balloon":{"size":1}}`} {
 		if ps := extraProblems(extra); len(ps) > 0 {
 			t.Errorf("%s: %v", extra, ps)
 		}

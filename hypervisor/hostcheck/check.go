@@ -103,7 +103,7 @@ func (c *Checker) disk(field string, d vm.Disk, more []string) {
 		c.Fault(field+".serial", fmt.Sprintf("has %d characters, and virtio-blk cuts it at %d", len(d.Serial), serialMax), "")
 	}
 	st := c.stat(field+".path", d.Path)
-	if st == nil {
+	if st == nil || c.descriptor(field+".path", d.Path) {
 		return
 	}
 	if m := st.Mode(); !m.IsRegular() && m.Type() != fs.ModeDevice {
@@ -130,9 +130,21 @@ func (c *Checker) ConsoleFile() {
 }
 
 func (c *Checker) regular(field, path string) {
-	if st := c.stat(field, path); st != nil && !st.Mode().IsRegular() {
+	if st := c.stat(field, path); st != nil && !c.descriptor(field, path) && !st.Mode().IsRegular() {
 		c.Fault(field, QuotePath(path)+" is "+console.KindOf(st.Mode())+", not a regular file", "")
 	}
+}
+
+// descriptor refuses a path whose meaning depends on who opens it: what is looked at
+// here would be a file of this process, and the VMM would open one of its own, which
+// may hold credentials.
+func (c *Checker) descriptor(field, path string) bool {
+	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil || !within(dir, "/proc") {
+		return false
+	}
+	c.Fault(field, QuotePath(path)+" is another file in each process", "give the path of the file itself")
+	return true
 }
 
 // stat reports a path that is not absolute or not there, and returns nil then.

@@ -78,6 +78,12 @@ func TestCheck(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sock.Close()
+	open, err := os.Open(kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	number := fmt.Sprint(open.Fd())
 	for name, tc := range map[string]struct {
 		spoil func(*vm.Spec)
 		want  string
@@ -90,6 +96,8 @@ func TestCheck(t *testing.T) {
 		"escape":        {func(s *vm.Spec) { s.Boot.Kernel = "/\x1b[31m" }, `error: boot.kernel: "/\x1b[31m": no such`},
 		"disk":          {func(s *vm.Spec) { s.Disks = []vm.Disk{{Path: kernel}, {Path: dir + "/gone"}} }, "error: disks[1].path: " + dir + "/gone: no such file"},
 		"disk null":     {func(s *vm.Spec) { s.Disks = []vm.Disk{{Path: "/dev/null"}} }, "is a character device, not a regular file or a block device"},
+		"descriptor":    {func(s *vm.Spec) { s.Boot.Kernel = "/dev/fd/" + number }, "error: boot.kernel: /dev/fd/" + number + " is another file in each process"},
+		"disk by fd":    {func(s *vm.Spec) { s.Disks = []vm.Disk{{Path: "/proc/self/fd/" + number}} }, "error: disks[0].path: /proc/self/fd/" + number + " is another file"},
 		"format":        {func(s *vm.Spec) { s.Disks = []vm.Disk{{Path: kernel, Format: "vmdk"}} }, `error: disks[0].format: "vmdk"`},
 		"serial":        {func(s *vm.Spec) { s.Disks = []vm.Disk{{Path: kernel, Serial: strings.Repeat("x", 21)}} }, "error: disks[0].serial: has 21 characters"},
 		"bridge":        {func(s *vm.Spec) { s.Interfaces = []vm.Interface{{Type: "bridge", ID: "br0"}} }, `error: interfaces[0].type: "bridge" is not supported with some VMM yet [use "tap"]`},
