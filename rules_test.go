@@ -56,6 +56,7 @@ var mayImport = map[string][]string{
 	"hypervisor/cloudhypervisor/api": {"secret"},
 	"hypervisor/vsock":               {"internal/launch"},
 	"shim":                           {"vm"},
+	"audit":                          {"secret"},
 	"runner":                         {"hypervisor", "vm", "delivery", "secret", "credential", "ready", "state", "internal/launch"},
 	"internal/cli":                   {"*"},
 	"internal/man":                   {"internal/cli"},
@@ -67,6 +68,7 @@ var mayNotReach = map[string][]string{
 	"runner":   {"crypto/x509", "crypto/tls", "net/http", "filippo.io/age", "go.yaml.in", module + "/config"},
 	"delivery": {"os/exec", "net", "crypto/x509"},
 	"secret":   {"net", "os/exec"},
+	"audit":    {"net", "os/exec"},
 	"vm":       {"os/exec", "net"},
 	"shim":     {"os/exec", "net"},
 }

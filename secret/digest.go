@@ -52,7 +52,7 @@ type Key struct {
 
 // NewKey returns a key of 32 random bytes.
 func NewKey() (*Key, error) {
-	v, err := Make(sha256.Size, func(b []byte) (int, error) { return len(b), random(b) })
+	v, err := Make(sha256.Size, func(b []byte) (int, error) { return len(b), Random(b) })
 	if err != nil {
 		return nil, fmt.Errorf("making a key: %w", err)
 	}
@@ -65,8 +65,8 @@ func NewKey() (*Key, error) {
 	return k, err
 }
 
-// random asks the kernel itself, which writes straight into locked pages.
-func random(b []byte) error {
+// Random fills b from the kernel itself, which writes straight into locked pages.
+func Random(b []byte) error {
 	for len(b) > 0 {
 		n, err := unix.Getrandom(b, 0)
 		if err != nil && !errors.Is(err, unix.EINTR) {

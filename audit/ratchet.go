@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package audit
+
+import (
+	"crypto/sha256"
+	"errors"
+
+	"github.com/vmcred/vmcred/secret"
+)
+
+const keyLen = sha256.Size
+
+// nextKey is what a key hashes to get the next one. No record begins like it.
+const nextKey = "vmcred audit: the next key"
+
+// ratchet is the key of one batch's MACs. There is no way back from the next one.
+type ratchet struct {
+	batch uint64
+	value *secret.Value // keyLen bytes
+	key   *secret.Key
+	none  *secret.Value // an empty value: what is authenticated is no secret
+}
+
+// newRatchet takes the value over.
+func newRatchet(batch uint64, v *secret.Value) (*ratchet, error) {
+	r := &ratchet{batch: batch, value: v}
+	err := v.Use(func(b []byte) error {
+		if len(b) != keyLen {
+			return errors.New("not a key")
+		}
+		var err error
+		r.key, err = secret.KeyFrom(b)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.none, err = secret.Make(0, func([]byte) (int, error) { return 0, nil })
+	return r, err
+}
+
+// mac is HMAC-SHA-256 over the text's length and the text, see [secret.Value.Digest].
+func (r *ratchet) mac(text string) secret.Digest { return r.none.Digest(r.key, text) }
+
+// next is the key of the next batch. The caller closes this one.
+func (r *ratchet) next() (*ratchet, error) {
+	v, err := secret.Make(keyLen, func(b []byte) (int, error) {
+		d := r.none.Digest(r.key, nextKey)
+		defer clear(d[:])
+		if d.IsZero() {
+			return 0, secret.ErrWiped
+		}
+		return copy(b, d[:]), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return newRatchet(r.batch+1, v)
+}
+
+func (r *ratchet) close() {
+	if r != nil {
+		r.value.Wipe()
+		r.none.Wipe()
+		_ = r.key.Close() // wiping cannot fail
+	}
+}
