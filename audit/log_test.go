@@ -201,7 +201,7 @@ func TestAbandoned(t *testing.T) {
 // TestLockedByAnother: a process that hangs with the lock is waited for, and named.
 func TestLockedByAnother(t *testing.T) {
 	dir := openDir(t)
-	l := New(dir, "audit.log", Options{Wait: 300 * time.Millisecond})
+	l := New(dir, "audit.log", Options{Wait: 2 * time.Second})
 	if err := l.Append(t.Context(), Entry{Op: Release}); err != nil {
 		t.Fatal(err)
 	}
