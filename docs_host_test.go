@@ -168,7 +168,7 @@ func (h *host) run(t *testing.T, words []string) [2]string {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(h.root, "vmcred"), words...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "XDG_CONFIG_HOME=" + filepath.Join(h.root, "config"), "XDG_RUNTIME_DIR=" + filepath.Join(h.root, "runtime")}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "XDG_CONFIG_HOME=" + filepath.Join(h.root, "config"), "XDG_RUNTIME_DIR=" + filepath.Join(h.root, "runtime"), "XDG_STATE_HOME=" + filepath.Join(h.root, "state")}
 	cmd.Dir = h.root
 	if os.Geteuid() == 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}

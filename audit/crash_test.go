@@ -213,3 +213,95 @@ func TestCrashWhileItIsMade(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatACrashLeaves: the log is ahead of its key's file by a batch, or by what is
+// there of one.
+func TestWhatACrashLeaves(t *testing.T) {
+	batch := []Entry{{Op: Release, Reason: "a"}, {Op: Release, Reason: "b"}, {Op: Release, Reason: "c"}}
+	for name, c := range map[string]struct {
+		change func(log []byte) []byte
+		words  string // of the Recover; empty: none
+		lost   int64
+		kept   int
+	}{
+		"the whole batch":            {func(b []byte) []byte { return b }, "", 0, 3},
+		"two of three records":       {func(b []byte) []byte { return b[:bytes.LastIndexByte(b[:len(b)-1], '\n')+1] }, "2 of 3 records", 0, 2},
+		"two and a half":             {func(b []byte) []byte { return b[:len(b)-100] }, "2 of 3 records", -1, 2},
+		"and half of the next batch": {func(b []byte) []byte { return append(b, "{\"seq\":"...) }, "cut short", 7, 3},
+		"and zeros":                  {func(b []byte) []byte { return append(b, make([]byte, 4096)...) }, "cut short", 4096, 3},
+		"and another's record":       {forge, "cut short", -1, 3},
+	} {
+		d := newMemDisk(1)
+		k := first(t, d)
+		story(t, d, 0, 2)
+		key := bytes.Clone(d.names["audit.log.key"].now)
+		l := newLog(d, "audit.log", Options{})
+		if err := l.Append(t.Context(), batch...); err != nil {
+			t.Fatal(err)
+		}
+		n := d.names["audit.log"]
+		n.now, d.names["audit.log.key"].now = c.change(bytes.Clone(n.now)), key
+		if err := l.Append(t.Context(), Entry{Op: Release, Reason: "next"}); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		wantWhole(t, d, Check{Key: k})
+		kept, words := 0, ""
+		for _, r := range all(t, d) {
+			if r.Op == Recover {
+				words = r.Reason
+				if c.lost >= 0 && r.Lost != c.lost || c.lost < 0 && (r.Lost == 0 || r.Cut == "") {
+					t.Errorf("%s: %d bytes were cut off, want %d: %q", name, r.Lost, c.lost, r.Cut)
+				}
+			}
+			if len(r.Reason) == 1 {
+				kept++
+			}
+		}
+		if kept != c.kept || (words == "") != (c.words == "") || !strings.Contains(words, c.words) {
+			t.Errorf("%s: %d records are kept, and %q is said; want %d, %q", name, kept, words, c.kept, c.words)
+		}
+	}
+}
+
+// forge adds a record that follows the last one, by someone who has not the key.
+func forge(b []byte) []byte {
+	last, err := unseal(b[bytes.LastIndexByte(b[:len(b)-1], '\n')+1 : len(b)-1])
+	if err != nil {
+		panic(err)
+	}
+	v, err := copied(bytes.Repeat([]byte{1}, keyLen))
+	if err != nil {
+		panic(err)
+	}
+	k, err := newRatchet(0, v)
+	if err != nil {
+		panic(err)
+	}
+	defer k.close()
+	r := Record{Seq: last.Seq + 1, Prev: last.hash, Batch: last.Batch + 1, Item: 1, Of: 1, Op: Release, Reason: "x"}
+	b, _, err = seal(b, &r, k)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// TestOldKeyAfterACrash: the crash came between the new key and the end of the old one.
+func TestOldKeyAfterACrash(t *testing.T) {
+	d := newMemDisk(1)
+	story(t, d, 0, 2)
+	was := bytes.Clone(d.names["audit.log.key"].now)
+	story(t, d, 2, 1)
+	for i, b := range was { // each batch has the other slot
+		if n := d.names["audit.log.key"].now; n[i] == 0 {
+			n[i] = b
+		}
+	}
+	if n := bytes.Count(d.names["audit.log.key"].now, []byte(slotMagic)); n != 2 {
+		t.Fatalf("%d keys: this proves nothing", n)
+	}
+	later := first(t, d)
+	if wantOneKey(t, d); later.Batch != 3 {
+		t.Errorf("the key is of batch %d, want 3", later.Batch)
+	}
+}

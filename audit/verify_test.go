@@ -313,3 +313,36 @@ func TestRefusesToGoOn(t *testing.T) {
 		}
 	}
 }
+
+// TestRepeatedRecord: a copy of a record further on.
+func TestRepeatedRecord(t *testing.T) {
+	d, _, _ := made(t)
+	ps := places(d)
+	d.replace(place{ps[6].file, ps[6].end, ps[6].end}, d.line(ps[5]))
+	wantFault(t, faults(t, d, Check{}), 6, "it is here twice, or was moved")
+}
+
+// TestLinkedTwice: a crash came after the full file had its number, and before the
+// next one had its name.
+func TestLinkedTwice(t *testing.T) {
+	d, k, h := made(t)
+	n := len(d.texts())
+	d.names[fmt.Sprintf("audit.log.%d", n)] = d.names["audit.log"]
+	if rep := wantWhole(t, d, Check{Key: k, Heads: []Known{{h, "it"}}}); rep.Files != n {
+		t.Errorf("%d files, want %d", rep.Files, n)
+	}
+}
+
+// TestForeignLog: a new key beside the log of another.
+func TestForeignLog(t *testing.T) {
+	d, _, _ := made(t)
+	fresh := newMemDisk(2)
+	first(t, fresh)
+	d.names["audit.log.key"], d.names["audit.log"] = fresh.names["audit.log.key"], d.names["audit.log.1"]
+	delete(d.names, "audit.log.1")
+	was := bytes.Clone(d.names["audit.log"].now)
+	err := newLog(d, "audit.log", Options{}).Append(t.Context(), Entry{Op: Release})
+	if err == nil || !strings.Contains(err.Error(), "its first record is not of this key") || !bytes.Equal(d.names["audit.log"].now, was) {
+		t.Errorf("%v; changed: %v", err, !bytes.Equal(d.names["audit.log"].now, was))
+	}
+}

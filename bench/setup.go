@@ -34,8 +34,8 @@ func prepare(dir, vmcred string) (b *bench, err error) {
 	if b.memory, err = os.MkdirTemp("/dev/shm", "vmcred-bench-"); err != nil {
 		return nil, err
 	}
-	run := filepath.Join(b.memory, "run")
-	for _, d := range []string{filepath.Join(dir, "bin"), run} {
+	run, log := filepath.Join(b.memory, "run"), filepath.Join(dir, "state")
+	for _, d := range []string{filepath.Join(dir, "bin"), run, log} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			return nil, err
 		}
@@ -49,9 +49,9 @@ func prepare(dir, vmcred string) (b *bench, err error) {
 			return nil, fmt.Errorf("%s: %w\n%s", argv[0], err, out)
 		}
 	}
-	b.env = []string{"PATH=" + filepath.Join(dir, "bin") + ":/usr/bin:/bin", "XDG_RUNTIME_DIR=" + run, "XDG_CONFIG_HOME=" + dir}
+	b.env = []string{"PATH=" + filepath.Join(dir, "bin") + ":/usr/bin:/bin", "XDG_RUNTIME_DIR=" + run, "XDG_CONFIG_HOME=" + dir, "XDG_STATE_HOME=" + log}
 	if os.Geteuid() == 0 {
-		return b, errors.Join(os.Chmod(dir, 0o755), os.Chmod(b.memory, 0o755), os.Chown(run, nobody, nobody), os.Chmod(run, 0o700))
+		return b, errors.Join(os.Chmod(dir, 0o755), os.Chmod(b.memory, 0o755), os.Chown(run, nobody, nobody), os.Chmod(run, 0o700), os.Chown(log, nobody, nobody))
 	}
 	return b, nil
 }

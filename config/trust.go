@@ -12,6 +12,8 @@ import (
 	"github.com/vmcred/vmcred/internal/trusted"
 )
 
+const mayRead = "user %d must be able to read it; a VM's file holds no secret"
+
 // readTrusted reads a regular file of at most limit bytes that nobody but root
 // and the running user could have written.
 func readTrusted(abs string, limit int) ([]byte, error) {
@@ -41,7 +43,7 @@ func notTrusted(abs string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		f.Message = fmt.Sprintf("cannot open %s: %v", e.Path, e.Err)
-		f.Tip = fmt.Sprintf("user %d must be able to read it; a VM's file holds no secret", os.Geteuid())
+		f.Tip = fmt.Sprintf(mayRead, os.Geteuid())
 	case e.Path != abs:
 	case errors.Is(err, fs.ErrNotExist):
 		f.Message, f.Tip = "there is no such file", "check the path; without a / it would be a VM's name"

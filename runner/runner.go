@@ -37,6 +37,7 @@ type Options struct {
 	Driver hypervisor.Driver
 	// Open opens the sources anew for every start of the guest.
 	Open     func(*secret.Arena) (credential.Source, error)
+	Recorder Recorder         // nil: a VM with secrets is not started
 	Identity *launch.Identity // the user the VMM runs as; nil: our own
 	Root     string           // the directory below which the VM's runtime directory is made
 	OneBoot  bool             // return Rebooted instead of starting the guest anew
@@ -133,6 +134,7 @@ func (r *run) start(ctx context.Context, g *guest) (hypervisor.Machine, error) {
 		return nil, cerr // who stops it is not told what did not work because of that
 	}
 	if err != nil {
+		r.recordRefusal(ctx, err)
 		return nil, err
 	}
 	defer p.Close()
@@ -143,7 +145,7 @@ func (r *run) start(ctx context.Context, g *guest) (hypervisor.Machine, error) {
 	defer slow.Stop()
 	m, err := r.Driver.Start(ctx, hypervisor.Launch{
 		Spec: r.Spec, Info: p.Info, Plan: p.Plan,
-		Deliver:  func(context.Context) (*delivery.Payload, error) { return p.Plan.Encode(p.Set) },
+		Deliver:  func(ctx context.Context) (*delivery.Payload, error) { return r.deliver(ctx, p) },
 		Identity: r.Identity, RunDir: r.dir, Ports: g.ports(), Console: r.Console, Log: r.VMMLog,
 	})
 	if err != nil {

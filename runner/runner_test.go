@@ -117,6 +117,7 @@ type fixture struct {
 	dir    string
 	log    bytes.Buffer
 	states []string
+	record record
 }
 
 func setUp(t *testing.T, d *scripted, values map[string]string) *fixture {
@@ -137,6 +138,7 @@ func setUp(t *testing.T, d *scripted, values map[string]string) *fixture {
 		Notify: func(s string) { f.states = append(f.states, s) },
 		Force:  make(chan struct{}),
 	}
+	f.o.Recorder = &f.record
 	return f
 }
 

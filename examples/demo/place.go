@@ -110,7 +110,7 @@ func (d *demo) makeDirectory() error {
 		}
 		d.undo = append(d.undo, func() error { return unix.Unmount(d.creds, 0) })
 	}
-	d.env = append(os.Environ(), "CREDENTIALS_DIRECTORY="+d.creds)
+	d.env = append(os.Environ(), "CREDENTIALS_DIRECTORY="+d.creds, "VMCRED_AUDIT="+filepath.Join(dir, "log", "audit.log"))
 	if os.Geteuid() != 0 {
 		d.env = append(d.env, "XDG_RUNTIME_DIR="+base)
 	}

@@ -124,7 +124,7 @@ help; 133 the guest rebooted (run).`,
 	)
 	for group, commands := range map[string][]*cobra.Command{
 		"run":   {a.consoleCommand(), a.execCommand(), a.runCommand(), a.stopCommand()},
-		"look":  {a.checkCommand(), a.listCommand(), a.planCommand(), a.statusCommand()},
+		"look":  {a.auditCommand(), a.checkCommand(), a.listCommand(), a.planCommand(), a.statusCommand()},
 		"setup": {a.initCommand(), a.unitsCommand(), a.completionCommand(), a.versionCommand(), helpCommand()},
 	} {
 		for _, c := range commands {

@@ -184,9 +184,9 @@ func (h *host) env(more ...string) []string {
 	}
 	env := append([]string{"PATH=" + path, "HOME=" + h.dir}, more...)
 	if h.uid != 0 {
-		env = append(env, "XDG_RUNTIME_DIR="+h.run)
+		return append(env, "XDG_RUNTIME_DIR="+h.run)
 	}
-	return env
+	return append(env, "VMCRED_AUDIT="+filepath.Join(h.dir, "log", "audit.log")) // root's own is the machine's
 }
 
 // command is the program's, not started yet.
