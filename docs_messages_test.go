@@ -114,8 +114,12 @@ var flagName = regexp.MustCompile(`--[a-z][a-z-]*`)
 // flags are all of the program's, and its commands.
 func flags() (flags, commands map[string]bool) {
 	flags, commands = map[string]bool{"--help": true}, map[string]bool{}
-	for _, c := range cli.Tree().Commands() {
+	all := cli.Tree().Commands()
+	for _, c := range all {
+		all = append(all, c.Commands()...)
 		commands[c.Name()] = true
+	}
+	for _, c := range all {
 		for _, name := range flagName.FindAllString(c.Flags().FlagUsages(), -1) {
 			flags[name] = true
 		}
