@@ -26,8 +26,27 @@ func (e *Error) Error() string {
 	return s
 }
 
-// Hint says what to do about it, or is empty.
-func (e *Error) Hint() string { return e.Cure }
+// Hint says what to do about it.
+func (e *Error) Hint() string {
+	var inner interface{ Hint() string }
+	switch err := e.Err; {
+	case e.Cure != "":
+		return e.Cure
+	case errors.As(err, &inner) && inner.Hint() != "":
+		return inner.Hint()
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return "make room on its file system: without a record no secret is handed out"
+	case errors.Is(err, unix.EROFS):
+		return "its file system is read-only: without a record no secret is handed out"
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return "it must belong to who runs this, mode 0600, in a directory that only they can write"
+	case errors.Is(err, unix.EFBIG):
+		return "raise the limit on a file's size (ulimit -f, LimitFSIZE=)"
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		return "raise the limit on open files (ulimit -n, LimitNOFILE=)"
+	}
+	return "without a record no secret is handed out"
+}
 
 // Unwrap returns the system's error.
 func (e *Error) Unwrap() error { return e.Err }
@@ -43,18 +62,7 @@ func (l *Log) failed(what string, err error) error {
 	if errors.As(err, &own) {
 		return own
 	}
-	e := &Error{Log: l.path(), What: what, Err: err}
-	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		e.Cure = "make room on its file system: without a record no secret is handed out"
-	case errors.Is(err, unix.EROFS):
-		e.Cure = "its file system is read-only: without a record no secret is handed out"
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		e.Cure = "it must belong to who runs this, mode 0600, in a directory that only they can write"
-	case errors.Is(err, unix.EFBIG):
-		e.Cure = "raise the limit on a file's size (ulimit -f, LimitFSIZE=)"
-	}
-	return e
+	return &Error{Log: l.path(), What: what, Err: err}
 }
 
 func (l *Log) wrong(cure, format string, args ...any) error {

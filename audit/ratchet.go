@@ -19,7 +19,6 @@ type ratchet struct {
 	batch uint64
 	value *secret.Value // keyLen bytes
 	key   *secret.Key
-	none  *secret.Value // an empty value: what is authenticated is no secret
 }
 
 // newRatchet takes the value over.
@@ -36,17 +35,16 @@ func newRatchet(batch uint64, v *secret.Value) (*ratchet, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.none, err = secret.Make(0, func([]byte) (int, error) { return 0, nil })
-	return r, err
+	return r, nil
 }
 
-// mac is HMAC-SHA-256 over the text's length and the text, see [secret.Value.Digest].
-func (r *ratchet) mac(text string) secret.Digest { return r.none.Digest(r.key, text) }
+// mac is HMAC-SHA-256 over the text's length and the text, see [secret.Key.Sum].
+func (r *ratchet) mac(text string) secret.Digest { return r.key.Sum(text) }
 
 // next is the key of the next batch. The caller closes this one.
 func (r *ratchet) next() (*ratchet, error) {
 	v, err := secret.Make(keyLen, func(b []byte) (int, error) {
-		d := r.none.Digest(r.key, nextKey)
+		d := r.key.Sum(nextKey)
 		defer clear(d[:])
 		if d.IsZero() {
 			return 0, secret.ErrWiped
@@ -62,7 +60,6 @@ func (r *ratchet) next() (*ratchet, error) {
 func (r *ratchet) close() {
 	if r != nil {
 		r.value.Wipe()
-		r.none.Wipe()
 		_ = r.key.Close() // wiping cannot fail
 	}
 }

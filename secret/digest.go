@@ -132,6 +132,18 @@ func (v *Value) Digest(k *Key, context string) Digest {
 	return d
 }
 
+// Sum is the same of a text that is no secret: its length, the text, and no value.
+func (k *Key) Sum(text string) Digest {
+	var d Digest
+	_ = k.page.Use(func(p []byte) error { // ErrWiped leaves d zero
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		quietly(func() { d = k.hmac(p, text, nil) })
+		return nil
+	})
+	return d
+}
+
 func (k *Key) hmac(p []byte, context string, value []byte) Digest {
 	prefix := make([]byte, 8, 8+len(context))
 	binary.BigEndian.PutUint64(prefix, uint64(len(context)))

@@ -79,3 +79,22 @@ func TestKeys(t *testing.T) {
 	}
 	_ = b.Close()
 }
+
+// TestSum is a value's digest without a value.
+func TestSum(t *testing.T) {
+	k, err := NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := Make(0, func([]byte) (int, error) { return 0, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Wipe()
+	if got := k.Sum("a text"); got != v.Digest(k, "a text") || got == k.Sum("a tex") || got.IsZero() {
+		t.Errorf("%s", got)
+	}
+	if err := k.Close(); err != nil || !k.Sum("a text").IsZero() {
+		t.Errorf("a wiped key sums: %v", err)
+	}
+}

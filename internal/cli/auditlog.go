@@ -66,7 +66,7 @@ func (a *app) auditPath() (string, error) {
 func (a *app) openAuditDir(p string) (*os.File, error) {
 	dir := filepath.Dir(p)
 	fail := func(err error) error {
-		return &audit.Error{Log: p, What: "cannot be written", Err: err, Cure: hintOf(err)}
+		return &audit.Error{Log: p, What: "cannot be written", Err: err}
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		e := &audit.Error{Log: p, What: "its directory cannot be made", Err: err}
