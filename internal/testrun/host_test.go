@@ -221,10 +221,12 @@ func (h *host) search(t *testing.T, meant ...leak.Meant) *leak.Search {
 	return searchOf(t, append(meant, leak.Under("where the values come from", h.creds), auditKey(h)), h)
 }
 
+const auditKeyName = "the audit log's key"
+
 // auditKey is the audit log's own key, which is written from memory that no tracer
 // can read. What stands in the file is searched as any other.
 func auditKey(h *host) leak.Meant {
-	return leak.Meant{Name: "the audit log's key", Is: func(p leak.Place) bool {
+	return leak.Meant{Name: auditKeyName, Is: func(p leak.Place) bool {
 		return p.Kind == leak.Write && p.Path == filepath.Join(h.dir, "log", "audit.log.key")
 	}}
 }

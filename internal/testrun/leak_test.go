@@ -101,8 +101,10 @@ func straced(t *testing.T, h *host, way string, command ...string) (*leak.Search
 	argv := append([]string{path, command[0], h.file()}, append(command[1:], args...)...)
 	s := h.search(t, h.payload()...)
 	out := trace(t, s, leak.Trace{Argv: argv, Env: h.env(env...), Dir: "/"})
-	if err := s.Files(t.Context(), leak.Files{Roots: []string{h.dir}}); err != nil {
-		t.Fatal(err)
+	if command[0] == "run" {
+		if err := s.Files(t.Context(), leak.Files{Roots: []string{filepath.Join(h.dir, "log")}}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return s, out
 }
