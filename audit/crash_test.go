@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"strings"
 	"testing"
+
+	"github.com/vmcred/vmcred/secret"
 )
 
 // story appends batches of known entries, in files that are soon full, and returns
@@ -269,15 +271,16 @@ func forge(b []byte) []byte {
 	if err != nil {
 		panic(err)
 	}
-	v, err := copied(bytes.Repeat([]byte{1}, keyLen))
+	a := secret.NewArena()
+	defer a.Close()
+	v, err := copied(a, bytes.Repeat([]byte{1}, keyLen))
 	if err != nil {
 		panic(err)
 	}
-	k, err := newRatchet(0, v)
+	k, err := newRatchet(a, 0, v)
 	if err != nil {
 		panic(err)
 	}
-	defer k.close()
 	r := Record{Seq: last.Seq + 1, Prev: last.hash, Batch: last.Batch + 1, Item: 1, Of: 1, Op: Release, Reason: "x"}
 	b, _, err = seal(b, &r, k)
 	if err != nil {

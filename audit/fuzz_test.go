@@ -16,15 +16,16 @@ import (
 
 func testKey(t testing.TB) *ratchet {
 	t.Helper()
-	v, err := copied(bytes.Repeat([]byte{7}, keyLen))
+	a := secret.NewArena()
+	t.Cleanup(func() { _ = a.Close() })
+	v, err := copied(a, bytes.Repeat([]byte{7}, keyLen))
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := newRatchet(0, v)
+	r, err := newRatchet(a, 0, v)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(r.close)
 	return r
 }
 
@@ -145,7 +146,7 @@ func FuzzParseKey(f *testing.F) {
 	f.Add([]byte("vmcred-audit-key 1\nlog 00112233445566778899aabbccddeeff\nbatch 3\nkey " + strings.Repeat("a0", 32) + "\n"))
 	f.Add([]byte("vmcred-audit-key 1\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		v, err := copied(b)
+		v, err := secret.Make(len(b), func(to []byte) (int, error) { return copy(to, b), nil })
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,8 +14,8 @@ import (
 )
 
 // random is n bytes straight from the kernel.
-func random(n int) (*secret.Value, error) {
-	return secret.Make(n, func(b []byte) (int, error) { return len(b), secret.Random(b) })
+func random(a *secret.Arena, n int) (*secret.Value, error) {
+	return a.Make(n, func(b []byte) (int, error) { return len(b), secret.Random(b) })
 }
 
 // Key is the key of a batch: it verifies the records of that batch and of all later
@@ -49,7 +49,7 @@ func (l *Log) Key(ctx context.Context) (*Key, error) {
 	}
 	k := &Key{Log: s.keys.log(), Batch: s.keys.batch}
 	err = s.keys.value.Use(func(b []byte) error {
-		k.value, err = copied(b)
+		k.value, err = secret.Make(len(b), func(to []byte) (int, error) { return copy(to, b), nil })
 		return err
 	})
 	return k, err

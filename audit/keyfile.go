@@ -53,6 +53,7 @@ type position struct {
 // keys are what a slot holds beside.
 type keys struct {
 	position
+	a      *secret.Arena // where they are
 	digest *secret.Value // the key of digests: it stays as long as the log
 	ratchet
 }
@@ -67,9 +68,9 @@ func (k *keys) close() {
 }
 
 // newKeys begins a log.
-func newKeys() (*keys, error) {
-	k := &keys{}
-	id, err := random(len(k.id))
+func newKeys(a *secret.Arena) (*keys, error) {
+	k := &keys{a: a}
+	id, err := random(a, len(k.id))
 	if err != nil {
 		return nil, err
 	}
@@ -77,14 +78,14 @@ func newKeys() (*keys, error) {
 	if err := id.Use(func(b []byte) error { copy(k.id[:], b); return nil }); err != nil {
 		return nil, err
 	}
-	if k.digest, err = random(keyLen); err != nil {
+	if k.digest, err = random(a, keyLen); err != nil {
 		return nil, err
 	}
-	v, err := random(keyLen)
+	v, err := random(a, keyLen)
 	if err != nil {
 		return nil, err
 	}
-	r, err := newRatchet(0, v)
+	r, err := newRatchet(a, 0, v)
 	if err != nil {
 		return nil, err
 	}
@@ -93,8 +94,8 @@ func newKeys() (*keys, error) {
 }
 
 // readSlot reads the slot at off. It is nil if that holds no key, or a part of one.
-func readSlot(f file, off int64) (*keys, error) {
-	v, err := secret.Make(slotSize, func(b []byte) (int, error) {
+func readSlot(a *secret.Arena, f file, off int64) (*keys, error) {
+	v, err := a.Make(slotSize, func(b []byte) (int, error) {
 		_, err := f.ReadAt(b, off)
 		if errors.Is(err, io.EOF) {
 			err = nil // a part, or nothing: zeros
@@ -111,28 +112,28 @@ func readSlot(f file, off int64) (*keys, error) {
 			return nil
 		}
 		var err error
-		k, err = parseSlot(b)
+		k, err = parseSlot(a, b)
 		return err
 	})
 	return k, err
 }
 
-func parseSlot(b []byte) (*keys, error) {
+func parseSlot(a *secret.Arena, b []byte) (*keys, error) {
 	u := func(at int) uint64 { return binary.LittleEndian.Uint64(b[at:]) }
-	k := &keys{position: position{
+	k := &keys{a: a, position: position{
 		head: Head{Seq: u(atSeq), Hash: Hash(b[atHash:])}, start: u(atStart), last: int64(u(atLast)), end: int64(u(atEnd)),
 	}}
 	copy(k.id[:], b[atID:])
-	value, err := copied(b[atKey:atCheck])
+	value, err := copied(a, b[atKey:atCheck])
 	if err != nil {
 		return nil, err
 	}
-	r, err := newRatchet(u(atBatch), value)
+	r, err := newRatchet(a, u(atBatch), value)
 	if err != nil {
 		return nil, err
 	}
 	k.ratchet = *r
-	if k.digest, err = copied(b[atDigest:atKey]); err != nil {
+	if k.digest, err = copied(a, b[atDigest:atKey]); err != nil {
 		return nil, err
 	}
 	check, err := k.check(b)
@@ -148,7 +149,7 @@ func parseSlot(b []byte) (*keys, error) {
 
 // check tells a whole slot from a part of one: a MAC under the slot's own key.
 func (k *keys) check(slot []byte) (secret.Digest, error) {
-	v, err := copied(slot[:atKey])
+	v, err := copied(k.a, slot[:atKey])
 	if err != nil {
 		return secret.Digest{}, err
 	}
@@ -158,7 +159,7 @@ func (k *keys) check(slot []byte) (secret.Digest, error) {
 
 // writeSlot makes the slot at off durable.
 func (k *keys) writeSlot(f file, off int64) error {
-	v, err := secret.Make(slotSize, func(b []byte) (int, error) { return len(b), k.fill(b) })
+	v, err := k.a.Make(slotSize, func(b []byte) (int, error) { return len(b), k.fill(b) })
 	if err != nil {
 		return err
 	}
@@ -202,12 +203,12 @@ func eraseSlot(f file, off int64) error {
 
 // readKeys returns the newest whole slot and where it is; nil if there is none. If
 // a crash has left an older one it says so.
-func readKeys(f file) (k *keys, off int64, older bool, err error) {
-	a, err := readSlot(f, 0)
+func readKeys(arena *secret.Arena, f file) (k *keys, off int64, older bool, err error) {
+	a, err := readSlot(arena, f, 0)
 	if err != nil {
 		return nil, 0, false, err
 	}
-	b, err := readSlot(f, slotStep)
+	b, err := readSlot(arena, f, slotStep)
 	switch {
 	case err != nil:
 		a.close()
@@ -224,15 +225,15 @@ func readKeys(f file) (k *keys, off int64, older bool, err error) {
 	return b, slotStep, true, nil
 }
 
-func copied(b []byte) (*secret.Value, error) {
-	return secret.Make(len(b), func(to []byte) (int, error) { return copy(to, b), nil })
+func copied(a *secret.Arena, b []byte) (*secret.Value, error) {
+	return a.Make(len(b), func(to []byte) (int, error) { return copy(to, b), nil })
 }
 
-func copiedValue(k *Key) (*secret.Value, error) {
+func copiedValue(a *secret.Arena, k *Key) (*secret.Value, error) {
 	var v *secret.Value
 	err := k.value.Use(func(b []byte) error {
 		var err error
-		v, err = copied(b)
+		v, err = copied(a, b)
 		return err
 	})
 	return v, err

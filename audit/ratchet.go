@@ -21,15 +21,15 @@ type ratchet struct {
 	key   *secret.Key
 }
 
-// newRatchet takes the value over.
-func newRatchet(batch uint64, v *secret.Value) (*ratchet, error) {
+// newRatchet takes the value over; what it makes of it is in the arena.
+func newRatchet(a *secret.Arena, batch uint64, v *secret.Value) (*ratchet, error) {
 	r := &ratchet{batch: batch, value: v}
 	err := v.Use(func(b []byte) error {
 		if len(b) != keyLen {
 			return errors.New("not a key")
 		}
 		var err error
-		r.key, err = secret.KeyFrom(b)
+		r.key, err = a.Key(b)
 		return err
 	})
 	if err != nil {
@@ -41,9 +41,9 @@ func newRatchet(batch uint64, v *secret.Value) (*ratchet, error) {
 // mac is HMAC-SHA-256 over the text's length and the text, see [secret.Key.Sum].
 func (r *ratchet) mac(text string) secret.Digest { return r.key.Sum(text) }
 
-// next is the key of the next batch. The caller closes this one.
-func (r *ratchet) next() (*ratchet, error) {
-	v, err := secret.Make(keyLen, func(b []byte) (int, error) {
+// next is the key of the next batch, in the arena. The caller closes this one.
+func (r *ratchet) next(a *secret.Arena) (*ratchet, error) {
+	v, err := a.Make(keyLen, func(b []byte) (int, error) {
 		d := r.key.Sum(nextKey)
 		defer clear(d[:])
 		if d.IsZero() {
@@ -54,7 +54,7 @@ func (r *ratchet) next() (*ratchet, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newRatchet(r.batch+1, v)
+	return newRatchet(a, r.batch+1, v)
 }
 
 func (r *ratchet) close() {

@@ -16,6 +16,7 @@ type session struct {
 	l      *Log
 	lock   file // the key's file
 	slot   int64
+	arena  *secret.Arena
 	keys   *keys // ahead of the slot by what is adopted, and then by what is appended
 	digest *secret.Key
 	cur    file // the log, nil if it is to be made
@@ -33,7 +34,7 @@ func (l *Log) begin(ctx context.Context) (*session, error) {
 	case <-ctx.Done():
 		return nil, l.late(ctx)
 	}
-	s := &session{l: l}
+	s := &session{l: l, arena: secret.NewSmallArena()}
 	if err := s.open(ctx); err != nil {
 		s.close()
 		return nil, err
@@ -61,7 +62,7 @@ func (s *session) open(ctx context.Context) error {
 	if err := s.readKeys(); err != nil {
 		return l.failed("its key cannot be read or made", err)
 	}
-	err = s.keys.digestKey(&s.digest)
+	err = s.keys.digestKey(s.arena, &s.digest)
 	if err == nil {
 		err = s.find()
 	}
@@ -71,19 +72,16 @@ func (s *session) open(ctx context.Context) error {
 	return nil
 }
 
-func (k *keys) digestKey(to **secret.Key) error {
+func (k *keys) digestKey(a *secret.Arena, to **secret.Key) error {
 	return k.digest.Use(func(b []byte) error {
 		var err error
-		*to, err = secret.KeyFrom(b)
+		*to, err = a.Key(b)
 		return err
 	})
 }
 
 func (s *session) close() {
-	if s.digest != nil {
-		_ = s.digest.Close()
-	}
-	s.keys.close()
+	_ = s.arena.Close() // all keys
 	for _, f := range []file{s.cur, s.lock} {
 		if f != nil {
 			_ = f.Close() // all that matters was synced
@@ -121,7 +119,7 @@ func (l *Log) mayBegin() error {
 
 // readKeys reads the key of now, and makes the first one.
 func (s *session) readKeys() error {
-	k, off, older, err := readKeys(s.lock)
+	k, off, older, err := readKeys(s.arena, s.lock)
 	if err != nil {
 		return err
 	}
@@ -135,7 +133,7 @@ func (s *session) readKeys() error {
 	if err := s.l.mayBegin(); err != nil {
 		return err
 	}
-	if s.keys, err = newKeys(); err != nil {
+	if s.keys, err = newKeys(s.arena); err != nil {
 		return err
 	}
 	s.slot = 0
@@ -255,7 +253,7 @@ func (s *session) take(r *sealed) (bool, error) {
 	key := &k.ratchet
 	if next && s.of > 0 {
 		var err error
-		if key, err = key.next(); err != nil {
+		if key, err = key.next(s.arena); err != nil {
 			return false, err
 		}
 	}

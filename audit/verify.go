@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"time"
+
+	"github.com/vmcred/vmcred/secret"
 )
 
 // Known is a head that is known from elsewhere.
@@ -65,14 +67,15 @@ type Report struct {
 func (r *Reader) Verify(ctx context.Context, c Check) (*Report, error) {
 	v := &verifier{Report: &Report{Faults: []Fault{}}, c: c, found: make([]bool, len(c.Heads)), want: max(c.First, 1)}
 	if c.Key != nil {
-		value, err := copiedValue(c.Key)
+		v.arena = secret.NewSmallArena()
+		defer func() { _ = v.arena.Close() }()
+		value, err := copiedValue(v.arena, c.Key)
 		if err != nil {
 			return nil, err
 		}
-		if v.key, err = newRatchet(c.Key.Batch, value); err != nil {
+		if v.key, err = newRatchet(v.arena, c.Key.Batch, value); err != nil {
 			return nil, err
 		}
-		defer func() { v.key.close() }()
 	}
 	for line, err := range r.Lines() {
 		if err == nil {
@@ -97,19 +100,20 @@ func (r *Reader) Position() (Head, error) {
 		return Head{}, err
 	}
 	defer f.Close()
-	k, _, _, err := readKeys(f)
+	a := secret.NewSmallArena()
+	defer a.Close()
+	k, _, _, err := readKeys(a, f)
 	if err != nil {
 		return Head{}, err
 	}
 	if k == nil { // a writer may be between its two slots
-		if k, _, _, err = readKeys(f); err != nil {
+		if k, _, _, err = readKeys(a, f); err != nil {
 			return Head{}, err
 		}
 	}
 	if k == nil {
 		return Head{}, &fs.PathError{Op: "read", Path: r.name + keySuffix, Err: errors.New("it holds no whole key")}
 	}
-	defer k.close()
 	return k.head, nil
 }
 
@@ -117,6 +121,7 @@ type verifier struct {
 	*Report
 	c     Check
 	key   *ratchet
+	arena *secret.Arena // where the key is
 	found []bool
 	want  uint64 // the next record's number
 	prev  Line   // the record before
@@ -226,12 +231,13 @@ func (v *verifier) mac(l *Line) error {
 		return nil
 	}
 	for v.key.batch < r.Batch {
-		next, err := v.key.next()
+		arena := secret.NewSmallArena() // one key's, and it goes with it
+		next, err := v.key.next(arena)
 		if err != nil {
-			return err
+			return errors.Join(err, arena.Close())
 		}
-		v.key.close()
-		v.key = next
+		_ = v.arena.Close() // wiping cannot fail
+		v.arena, v.key = arena, next
 	}
 	if v.key.mac(l.body) != l.mac {
 		v.fault(l, r.Seq, "record %d has not the MAC that the log's key gives: it was written by someone else", r.Seq)

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vmcred/vmcred/secret"
 )
 
 // made is a log of several files, with its first key and its head.
@@ -189,11 +191,12 @@ func TestOlderCopyIsFound(t *testing.T) {
 func rewrite(t *testing.T, d *memDisk, from int, edit func(*Record)) {
 	t.Helper()
 	f := &memFile{d: d, n: d.names["audit.log.key"]}
-	k, _, _, err := readKeys(f)
+	a := secret.NewArena()
+	defer a.Close()
+	k, _, _, err := readKeys(a, f)
 	if err != nil || k == nil {
 		t.Fatal(k, err)
 	}
-	defer k.close()
 	ps := places(d)
 	lines := map[string][]byte{}
 	var prev Hash

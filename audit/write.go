@@ -57,7 +57,7 @@ func (s *session) append(records []Record) error {
 
 // turnOn replaces the key by the next batch's.
 func (s *session) turnOn() error {
-	n, err := s.keys.ratchet.next()
+	n, err := s.keys.ratchet.next(s.arena)
 	if err != nil {
 		return err
 	}

@@ -34,6 +34,9 @@ type Arena struct {
 // NewArena returns an empty arena. It makes no system call.
 func NewArena() *Arena { return &Arena{newMap: newMapping, next: firstMapping} }
 
+// NewSmallArena is NewArena for a few keys: its first mapping is two pages.
+func NewSmallArena() *Arena { return &Arena{newMap: newMapping, next: 2 * os.Getpagesize()} }
+
 // ownArena is for one value: a single page is enough for most.
 func ownArena() *Arena { return &Arena{newMap: newMapping, next: os.Getpagesize()} }
 

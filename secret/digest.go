@@ -79,7 +79,12 @@ func Random(b []byte) error {
 
 // KeyFrom returns a key made of b, 1 to 64 bytes. It keeps no reference to b and
 // does not wipe it.
-func KeyFrom(b []byte) (*Key, error) {
+func KeyFrom(b []byte) (*Key, error) { return keyFrom(b, Make) }
+
+// Key is [KeyFrom] with the key in the arena's pages.
+func (a *Arena) Key(b []byte) (*Key, error) { return keyFrom(b, a.Make) }
+
+func keyFrom(b []byte, room func(int, func([]byte) (int, error)) (*Value, error)) (*Key, error) {
 	if len(b) == 0 || len(b) > blockSize {
 		return nil, fmt.Errorf("a key of %d bytes: it takes 1 to %d", len(b), blockSize)
 	}
@@ -87,7 +92,7 @@ func KeyFrom(b []byte) (*Key, error) {
 	if !ok {
 		return nil, errors.New("this build's SHA-256 cannot hand out its state")
 	}
-	page, err := Make(keyPage, func(p []byte) (int, error) {
+	page, err := room(keyPage, func(p []byte) (int, error) {
 		for i := range blockSize {
 			var c byte
 			if i < len(b) {
