@@ -26,6 +26,7 @@ var mayImport = map[string][]string{
 	"secret":           {},
 	"vm":               {},
 	"leak":             {"secret"},
+	"network":          {"vm"},
 	"ready":            {},
 	"state":            {},
 	"internal/launch":  {},

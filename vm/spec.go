@@ -88,17 +88,6 @@ type Disk struct {
 	Queues   int    // 0: the VMM's choice
 }
 
-// Interface is one network device.
-type Interface struct {
-	Type string // "tap"
-	ID   string // the tap's name on the host, at most 15 bytes
-	MAC  string // empty: the VMM chooses
-	// Pairs is how many pairs of queues it has; 0 is one.
-	Pairs int
-	// FDs are this process's descriptors of an open tap, one for each pair, instead of ID.
-	FDs []int
-}
-
 // Share is one directory shared with the guest.
 type Share struct {
 	Tag      string

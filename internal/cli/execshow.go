@@ -193,7 +193,7 @@ func shown(s *vm.Spec) shownVM {
 		v.Disks = append(v.Disks, diskJSON(d))
 	}
 	for _, n := range s.Interfaces {
-		v.Interfaces = append(v.Interfaces, nicJSON(n))
+		v.Interfaces = append(v.Interfaces, nicJSON{n.Type, n.ID, n.MAC, n.Pairs, n.FDs})
 	}
 	for _, f := range s.Shares {
 		v.Shares = append(v.Shares, shareJSON{f.Tag, f.Socket})
