@@ -49,6 +49,7 @@ install: build man ## install below PREFIX (/usr/local) and DESTDIR
 	install -Dm755 $(BUILD)/vmcred $(DESTDIR)$(PREFIX)/bin/vmcred
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/vmcred@.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/vmcred@.service
+	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/vmcred-net@.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/vmcred-net@.service
 	install -m 644 systemd/vmcred-share-lost@.service $(DESTDIR)$(PREFIX)/lib/systemd/system/
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m644 $(BUILD)/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1

@@ -135,6 +135,7 @@ func (d *decoder) disk(path string, n *node, to *vm.Disk) {
 func (d *decoder) netif(path string, n *node, to *vm.Interface) {
 	d.object(path, n, fields{
 		"type": word(d, &to.Type, "tap"), "id": d.str(&to.ID), "mac": d.str(&to.MAC),
+		"bridge": d.str(&to.Bridge), "isolated": d.boolean(&to.Isolated),
 	})
 }
 

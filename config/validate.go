@@ -201,6 +201,7 @@ func (d *decoder) validateInterfaces() {
 			d.fail(path+".id", "", "interfaces[%d] has the same tap", was)
 		}
 		ids[nic.ID] = i
+		d.validateBridge(path, nic)
 		if !d.has(path + ".mac") {
 			continue
 		}
@@ -218,6 +219,21 @@ func (d *decoder) validateInterfaces() {
 			d.fail(path+".mac", "", "interfaces[%d] has the same address", was)
 		}
 		macs[hw.String()] = i
+	}
+}
+
+// validateBridge: a tap of ours gets its name as it stands, which the kernel would
+// take for a pattern (dev_alloc_name).
+func (d *decoder) validateBridge(path string, nic vm.Interface) {
+	if d.has(path + ".bridge") {
+		d.need(path+".bridge", nic.Bridge, "write the name of a bridge of this host, or leave it out")
+		d.validateID(path+".bridge", nic.Bridge)
+	}
+	if nic.Made() && strings.Contains(nic.ID, "%") {
+		d.fail(path+".id", "use letters, digits, - and _", "%q cannot be the name of a tap that is made: the kernel puts a number in the place of %%d", nic.ID)
+	}
+	if nic.Bridge != "" && nic.Bridge == nic.ID {
+		d.fail(path+".bridge", "", "a tap cannot be attached to itself")
 	}
 }
 

@@ -46,6 +46,9 @@ type Options struct {
 	Log      *slog.Logger     // what we say
 	Notify   func(state string)
 	Force    <-chan struct{} // closed: do not wait for the guest when stopping
+	// Setup makes what the VM needs on this host, when nobody else can start it any
+	// more, and returns what takes that away after the VM's end; nil: nothing is made.
+	Setup func() (undo func() error, err error)
 }
 
 // Run starts the VM and returns when its life is over. Cancelling the context
@@ -60,7 +63,7 @@ func Run(ctx context.Context, o Options) (Outcome, error) {
 	}
 	o.Notify = oneAtATime(o.Notify)
 	r := &run{Options: o, dir: claim.Dir(), claim: claim}
-	out, err := r.rounds(ctx)
+	out, err := r.life(ctx)
 	if cerr := claim.Close(); cerr != nil {
 		r.Log.Warn("the runtime directory is left behind", "error", cerr)
 	}
@@ -85,6 +88,23 @@ type run struct {
 	dir   string
 	claim *state.Claim
 	now   state.Record // what runs, as it was written down last
+}
+
+// life is all of the guest's boots, with what is made for them around.
+func (r *run) life(ctx context.Context) (Outcome, error) {
+	if r.Setup == nil {
+		return r.rounds(ctx)
+	}
+	undo, err := r.Setup()
+	if err != nil {
+		return Ended, err
+	}
+	defer func() {
+		if err := undo(); err != nil {
+			r.Log.Warn("what was made for the VM is left behind", "error", err, "hint", hintOf(err))
+		}
+	}()
+	return r.rounds(ctx)
 }
 
 func (r *run) rounds(ctx context.Context) (Outcome, error) {

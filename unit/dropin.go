@@ -68,6 +68,7 @@ func DropIn(spec *vm.Spec) ([]byte, error) {
 				spec.StopTimeout, int((spec.StopTimeout+stopGrace+time.Second-1)/time.Second))
 		}
 		shareDependencies(&b, spec)
+		netDependencies(&b, spec)
 	}
 	return b.Bytes(), nil
 }

@@ -64,6 +64,13 @@ func (c *Checker) tap(field string, nic vm.Interface) {
 		c.Fault(field+".id", strconv.Quote(nic.ID)+" is no interface's name: 1 to 15 characters, no space, no slash", "")
 		return
 	}
+	if !Exists(Tun) {
+		c.Fault(field, Tun+" is missing", "modprobe tun")
+	}
+	if nic.Made() {
+		c.made(field, nic, os.Geteuid() == 0)
+		return
+	}
 	cure := "ip tuntap add dev " + nic.ID + " mode tap user USER, and ip link set it up"
 	if !Exists(filepath.Join(netClass, nic.ID)) {
 		c.Fault(field+".id", "there is no interface "+nic.ID+" on this host", cure)
@@ -71,9 +78,6 @@ func (c *Checker) tap(field string, nic vm.Interface) {
 		c.Fault(field+".id", nic.ID+" is an interface, but no tap", cure)
 	} else if multi := tapFlags(nic.ID)&iffMultiQueue != 0; multi != (nic.Pairs > 1) {
 		c.queues(field+".id", nic.ID, multi)
-	}
-	if !Exists(Tun) {
-		c.Fault(field, Tun+" is missing", "modprobe tun")
 	}
 }
 
@@ -95,8 +99,11 @@ func (c *Checker) taps(id *launch.Identity) {
 	}
 	for i, nic := range c.spec.Interfaces {
 		if nic.Type == "tap" && nic.ID != "" && isTap(nic.ID) && !mayAttach(nic.ID, id) {
-			c.Fault(fmt.Sprintf("interfaces[%d].id", i), fmt.Sprintf("the tap %s belongs to another user than %s", nic.ID, UserName(id)),
-				fmt.Sprintf("make it anew with: ip tuntap add dev %s mode tap user %s", nic.ID, UserName(id)))
+			cure := fmt.Sprintf("make it anew with: ip tuntap add dev %s mode tap user %s", nic.ID, UserName(id))
+			if nic.Made() {
+				cure = c.anew()
+			}
+			c.Fault(fmt.Sprintf("interfaces[%d].id", i), fmt.Sprintf("the tap %s belongs to another user than %s", nic.ID, UserName(id)), cure)
 		}
 	}
 }

@@ -83,6 +83,7 @@ func (a *app) runVM(c *cobra.Command, arg string, sources *sourceFlags, log *slo
 		return err
 	}
 	o.Log, o.VMMLog = log, vmmLog
+	o.Setup = a.setUpNet(spec, o.Identity)
 	return a.follow(c, o, warnings)
 }
 
