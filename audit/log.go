@@ -48,8 +48,17 @@ type Log struct {
 }
 
 type request struct {
-	entries []Entry
-	done    chan error
+	entries  []Entry
+	done     chan error // holds one
+	answered bool       // who serves knows
+}
+
+// answer tells a request once: its own error comes before that of all.
+func (r *request) answer(err error) {
+	if !r.answered {
+		r.answered = true
+		r.done <- err
+	}
 }
 
 // New is the log called name in a directory that is open; dir's own name is its path,
@@ -130,7 +139,7 @@ func (l *Log) serve() {
 			l.o.Head(head)
 		}
 		for _, r := range all {
-			r.done <- err // one that has its answer already takes no second
+			r.answer(err)
 		}
 	}
 }
@@ -160,13 +169,6 @@ func (l *Log) commit(all []*request) (Head, error) {
 		return Head{}, l.failed("cannot be written", err)
 	}
 	return s.keys.head, nil
-}
-
-// answer gives a request its own error.
-func (r *request) answer(err error) {
-	done := r.done
-	r.done = make(chan error, 1) // what comes for all is not for it
-	done <- err
 }
 
 // records makes records of a request's entries, with the digests.

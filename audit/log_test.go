@@ -426,3 +426,40 @@ func BenchmarkBatchOfFive(b *testing.B) {
 		}
 	}
 }
+
+// TestOneOfMany: a request that cannot be recorded keeps no other from it.
+func TestOneOfMany(t *testing.T) {
+	d := newMemDisk(1)
+	l := newLog(d, "audit.log", Options{Wait: time.Minute})
+	reached, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	d.gate = func() { once.Do(func() { close(reached); <-goOn }) }
+	results := make(chan error, 3)
+	go func() { results <- l.Append(t.Context(), Entry{Op: Release, Reason: "first"}) }()
+	<-reached
+	wiped, err := secret.Make(1, func([]byte) (int, error) { return 1, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	wiped.Wipe()
+	bad := make(chan error, 1)
+	go func() { bad <- l.Append(t.Context(), Entry{Op: Release, Reason: "bad", Value: wiped}) }()
+	go func() { results <- l.Append(t.Context(), Entry{Op: Release, Reason: "good"}) }()
+	for n := 0; n < 2; {
+		l.mu.Lock()
+		n = len(l.queue)
+		l.mu.Unlock()
+	}
+	close(goOn)
+	if err := <-bad; !errors.Is(err, secret.ErrWiped) {
+		t.Errorf("the bad one: %v", err)
+	}
+	for range 2 {
+		if err := <-results; err != nil {
+			t.Errorf("another one: %v", err)
+		}
+	}
+	if rs := all(t, d); len(rs) != 3 || rs[2].Reason != "good" {
+		t.Errorf("%d records", len(rs))
+	}
+}

@@ -88,11 +88,12 @@ func (d osDisk) Lock(ctx context.Context, name string, create bool) (file, error
 		}
 		return f, nil
 	case <-ctx.Done():
+		err := &lockedError{holder: holder(f.(osFile)), err: ctx.Err()}
 		go func() { // the lock may still come, and must not stay
 			<-got
 			_ = f.Close()
 		}()
-		return nil, &lockedError{holder: holder(f.(osFile)), err: ctx.Err()}
+		return nil, err
 	}
 }
 

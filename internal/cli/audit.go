@@ -69,7 +69,7 @@ func (a *app) noLog(p string, err error) error {
 	}
 	a.showError(&hinted{
 		message: "there is no audit log " + console.QuotePath(p),
-		hint:    "it is made when a VM with credentials is first started; another one: --log PATH",
+		hint:    "it is made when a VM with credentials is first started; a unit's is /var/lib/vmcred/vms/NAME/audit.log: --log PATH",
 	})
 	return &shownError{exitRefused}
 }
