@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/vmcred/vmcred/vm"
 )
@@ -39,7 +40,7 @@ func LoadHost(uid int, getenv func(string) string) (*Host, vm.Problems) {
 		switch _, err := os.Lstat(path); {
 		case err == nil:
 			found = append(found, path)
-		case !errors.Is(err, fs.ErrNotExist):
+		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR):
 			return nil, fatal(path, "cannot look for the host's file: "+err.Error(), "")
 		}
 	}

@@ -83,6 +83,9 @@ func TestHostFileIsFound(t *testing.T) {
 	if got := load(); !strings.Contains(got, "the host has a second file") {
 		t.Error(got)
 	}
+	if h, problems := LoadHost(1000, func(string) string { return path }); h == nil || h.File != "" {
+		t.Errorf("below a file: %v, %v", h, problems)
+	}
 	if h, problems := LoadHost(1000, func(string) string { return "" }); h == nil || h.File != "" {
 		t.Error(h, problems)
 	}
