@@ -39,12 +39,12 @@ func newRatchet(a *secret.Arena, batch uint64, v *secret.Value) (*ratchet, error
 }
 
 // mac is HMAC-SHA-256 over the text's length and the text, see [secret.Key.Sum].
-func (r *ratchet) mac(text string) secret.Digest { return r.key.Sum(text) }
+func (r *ratchet) mac(text []byte) secret.Digest { return r.key.Sum(text) }
 
 // next is the key of the next batch, in the arena. The caller closes this one.
 func (r *ratchet) next(a *secret.Arena) (*ratchet, error) {
 	v, err := a.Make(keyLen, func(b []byte) (int, error) {
-		d := r.key.Sum(nextKey)
+		d := r.key.Sum([]byte(nextKey))
 		defer clear(d[:])
 		if d.IsZero() {
 			return 0, secret.ErrWiped

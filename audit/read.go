@@ -73,7 +73,7 @@ type Line struct {
 	Part   bool  // the file ends before the line does: it is being written, or a crash cut it
 
 	mac  secret.Digest
-	body string
+	body []byte
 }
 
 // Lines are all lines of all files, oldest first, up to the end of now. It holds one

@@ -22,25 +22,34 @@ const (
 	sealLen = len(macKey) + hexLen + len(hashKey) + hexLen + len(lineEnd)
 )
 
-// seal appends the record's line and returns the record's hash.
+// appender lets an encoder write behind what is there already.
+type appender []byte
+
+func (a *appender) Write(b []byte) (int, error) {
+	*a = append(*a, b...)
+	return len(b), nil
+}
+
+// seal appends the record's line and returns the record's hash. On an error b is
+// what is returned.
 func seal(b []byte, r *Record, k *ratchet) ([]byte, Hash, error) {
-	text, err := json.Marshal(r)
-	if err != nil {
+	at, w := len(b), appender(b)
+	if err := json.NewEncoder(&w).Encode(r); err != nil {
 		return b, Hash{}, fmt.Errorf("record %d: %w", r.Seq, err)
 	}
-	line := text[:len(text)-1] // without its brace
-	mac := k.mac(string(line))
+	line := w[:len(w)-len("}\n")]
+	mac := k.mac(line[at:])
 	if mac.IsZero() {
 		return b, Hash{}, secret.ErrWiped
 	}
 	line = append(append(line, macKey...), mac.String()...)
-	hash := Hash(sha256.Sum256(line))
+	hash := Hash(sha256.Sum256(line[at:]))
 	line = append(append(line, hashKey...), hash.String()...)
 	line = append(line, lineEnd+"\n"...)
-	if len(line) > maxLine {
-		return b, Hash{}, fmt.Errorf("record %d would have %d bytes, more than %d", r.Seq, len(line), maxLine)
+	if n := len(line) - at; n > maxLine {
+		return b, Hash{}, fmt.Errorf("record %d would have %d bytes, more than %d", r.Seq, n, maxLine)
 	}
-	return append(b, line...), hash, nil
+	return line, hash, nil
 }
 
 // ErrEdited is a line that is not what its own hash says.
@@ -54,7 +63,7 @@ type sealed struct {
 	Record
 	hash Hash
 	mac  secret.Digest
-	body string // what the MAC covers
+	body []byte // what the MAC covers
 }
 
 // unseal reads a line without its newline. With ErrEdited the record is what the
@@ -75,7 +84,7 @@ func unseal(line []byte) (sealed, error) {
 	if s.Seq == 0 || s.Item < 1 || s.Of < s.Item {
 		return sealed{}, ErrNoRecord
 	}
-	s.mac, s.body = secret.Digest(m), string(body)
+	s.mac, s.body = secret.Digest(m), bytes.Clone(body)
 	if Hash(sha256.Sum256(line[:len(body)+len(macKey)+hexLen])) != s.hash {
 		return s, ErrEdited
 	}

@@ -130,7 +130,7 @@ func (v *Value) Digest(k *Key, context string) Digest {
 		return v.Use(func(b []byte) error {
 			k.mu.Lock()
 			defer k.mu.Unlock()
-			quietly(func() { d = k.hmac(p, context, b) })
+			quietly(func() { d = k.hmac(p, framed(context), b) })
 			return nil
 		})
 	})
@@ -138,22 +138,25 @@ func (v *Value) Digest(k *Key, context string) Digest {
 }
 
 // Sum is the same of a text that is no secret: its length, the text, and no value.
-func (k *Key) Sum(text string) Digest {
+func (k *Key) Sum(text []byte) Digest {
 	var d Digest
 	_ = k.page.Use(func(p []byte) error { // ErrWiped leaves d zero
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		quietly(func() { d = k.hmac(p, text, nil) })
+		quietly(func() { d = k.hmac(p, framed(text), nil) })
 		return nil
 	})
 	return d
 }
 
-func (k *Key) hmac(p []byte, context string, value []byte) Digest {
-	prefix := make([]byte, 8, 8+len(context))
-	binary.BigEndian.PutUint64(prefix, uint64(len(context)))
-	prefix = append(prefix, context...)
+// framed is a text after its length.
+func framed[T string | []byte](text T) []byte {
+	b := make([]byte, 8, 8+len(text))
+	binary.BigEndian.PutUint64(b, uint64(len(text)))
+	return append(b, text...)
+}
 
+func (k *Key) hmac(p, prefix, value []byte) Digest {
 	inner := k.sum(p, p[innerPad:innerPad+blockSize], prefix, value)
 	outer := k.sum(p, p[outerPad:outerPad+blockSize], nil, inner[:])
 	return outer

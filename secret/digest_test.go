@@ -91,10 +91,10 @@ func TestSum(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer v.Wipe()
-	if got := k.Sum("a text"); got != v.Digest(k, "a text") || got == k.Sum("a tex") || got.IsZero() {
+	if got := k.Sum([]byte("a text")); got != v.Digest(k, "a text") || got == k.Sum([]byte("a tex")) || got.IsZero() {
 		t.Errorf("%s", got)
 	}
-	if err := k.Close(); err != nil || !k.Sum("a text").IsZero() {
+	if err := k.Close(); err != nil || !k.Sum([]byte("a text")).IsZero() {
 		t.Errorf("a wiped key sums: %v", err)
 	}
 }
