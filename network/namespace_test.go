@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -78,6 +79,7 @@ type wire struct {
 	name string
 	fd   int
 	mac  net.HardwareAddr
+	to   net.HardwareAddr // empty: all
 }
 
 // guest attaches to a tap, as a VMM does.
@@ -90,7 +92,7 @@ func guest(t *testing.T, name string) *wire {
 	must(t, err)
 	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
 	must(t, unix.IoctlIfreq(fd, unix.TUNSETIFF, req))
-	return &wire{name, fd, net.HardwareAddr{2, 0, 0, 0, 0, name[len(name)-1]}}
+	return &wire{name: name, fd: fd, mac: net.HardwareAddr{2, 0, 0, 0, 0, name[len(name)-1]}}
 }
 
 // program has the frames of this test's kind that an interface hands up.
@@ -102,12 +104,15 @@ func program(t *testing.T, name string) *wire {
 	t.Cleanup(func() { _ = unix.Close(fd) })
 	l := link(t, name)
 	must(t, unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: proto, Ifindex: l.Attrs().Index}))
-	return &wire{name, fd, l.Attrs().HardwareAddr}
+	return &wire{name: name, fd: fd, mac: l.Attrs().HardwareAddr}
 }
 
 func (w *wire) write(t *testing.T, etherType uint16, payload []byte) {
 	t.Helper()
-	f := bytes.Repeat([]byte{0xff}, 6)
+	f := slices.Clone(w.to)
+	if len(f) == 0 {
+		f = bytes.Repeat([]byte{0xff}, 6)
+	}
 	f = append(f, w.mac...)
 	f = binary.BigEndian.AppendUint16(f, etherType)
 	f = append(f, payload...)
@@ -155,6 +160,14 @@ func (w *wire) heard(t *testing.T, until string) string {
 			return strings.Join(all, ", ")
 		}
 	}
+}
+
+// hasHeard reports whether something is there to be read. What was sent before is.
+func (w *wire) hasHeard(t *testing.T) bool {
+	t.Helper()
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(w.fd), Events: unix.POLLIN}}, 0)
+	must(t, err)
+	return n > 0
 }
 
 // read is what a frame says; "" for the host's own talk.

@@ -5,6 +5,7 @@ package network
 import (
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 
@@ -96,6 +97,19 @@ func TestBridgedIsolated(t *testing.T) {
 			t.Errorf("%s heard %s, want %s", want.who.name, got, want.heard)
 		}
 	}
+	// A bridge keeps frames to such addresses (here LLDP's) for the host, who gets
+	// them from the port itself.
+	lldp := net.HardwareAddr{1, 0x80, 0xc2, 0, 0, 0xe}
+	hostA, hostC := program(t, "tap-a"), program(t, "tap-c")
+	for _, w := range []*wire{a, c} {
+		w.to = lldp
+		w.say(t, "for the host's ears")
+		w.to = nil
+	}
+	hostA.heard(t, "for the host's ears")
+	if hostC.hasHeard(t) {
+		t.Error("the host hears tap-c")
+	}
 	// Somebody flushes all rules: isolated ports are still apart.
 	c2, err := nftables.New()
 	must(t, err)
@@ -163,7 +177,8 @@ func TestNothingOfOthersChanges(t *testing.T) {
 		}
 	}
 	must(t, c.Flush())
-	up(t, "ab", on("br0", "tap-ab", false)) // a VM whose name begins as the other's
+	must(t, netlink.LinkSetAlias(link(t, "far0"), "vmcred a: isolated")) // no tap: none of ours
+	up(t, "ab", on("br0", "tap-ab", false))                              // a VM whose name begins as the other's
 	rules, links := ruleset(t), interfaces(t)
 	same := func(what string) {
 		t.Helper()
@@ -178,7 +193,7 @@ func TestNothingOfOthersChanges(t *testing.T) {
 	must(t, Down("a"))
 	same("down before up")
 	up(t, "a", nics...)
-	if got := interfaces(t); strings.Count(got, `"vmcred a:`) != 3 {
+	if got := interfaces(t); strings.Count(got, `tuntap "vmcred a:`) != 3 {
 		t.Error(got)
 	}
 	up(t, "a", nics...)
@@ -186,7 +201,7 @@ func TestNothingOfOthersChanges(t *testing.T) {
 		t.Error(got)
 	}
 	up(t, "a", nics[2]) // the file says less
-	if got := interfaces(t); strings.Count(got, `"vmcred a:`) != 1 {
+	if got := interfaces(t); strings.Count(got, `tuntap "vmcred a:`) != 1 {
 		t.Error(got)
 	}
 	up(t, "a")
@@ -194,6 +209,11 @@ func TestNothingOfOthersChanges(t *testing.T) {
 	up(t, "a", nics...)
 	must(t, Down("a"), Down("a"))
 	same("down twice")
+	for i := range 2 { // one table alone
+		up(t, "a", nics[i])
+		must(t, Down("a"))
+		same("down of " + nics[i].ID)
+	}
 }
 
 // TestRefused: each leaves all as it was.
@@ -201,6 +221,8 @@ func TestRefused(t *testing.T) {
 	namespace(t)
 	must(t, netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "theirs"}, Mode: netlink.TUNTAP_MODE_TAP}))
 	up(t, "other", on("br0", "tap-other", false))
+	// More than a tap can have: found out when the wall stands already.
+	must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "big0", MTU: 65535}}))
 	before, rules := interfaces(t), ruleset(t)
 	good := on("", "tap-1", true)
 	for _, tc := range []struct {
@@ -214,6 +236,7 @@ func TestRefused(t *testing.T) {
 		{on("out0", "tap-2", false), "out0 is an interface, but no bridge"},
 		{on("br0", "tap-2%d", false), "make the tap tap-2%d: the kernel called it tap-20"},
 		{on("br0", "tap-1", false), "make the tap tap-1"},
+		{on("big0", "tap-2", true), "set the MTU of the tap tap-2"},
 		{on("br0", strings.Repeat("n", 16), false), "nnnn"},
 		{vm.Interface{Type: "macvtap", ID: "tap-2", Bridge: "br0"}, `an interface of type "macvtap" cannot be made`},
 	} {
@@ -227,6 +250,13 @@ func TestRefused(t *testing.T) {
 		if got := ruleset(t); got != rules {
 			t.Errorf("%+v: the rules are %s", tc.nic, got)
 		}
+	}
+	// One that appears between the look and the making.
+	h, err := open("a")
+	must(t, err)
+	defer h.Close()
+	if _, err := h.make(on("", "theirs", true), owner); err == nil || interfaces(t) != before {
+		t.Errorf("somebody's tap is taken: %v, %s", err, interfaces(t))
 	}
 }
 

@@ -43,7 +43,10 @@ func (h *host) make(nic vm.Interface, uid uint32) (*tap, error) {
 		return nil, h.fail(nic, "make", err)
 	}
 	t := &tap{nic: nic, f: f}
-	if err := errors.Join(t.create(uid), h.mark(t)); err != nil {
+	if err = t.create(uid); err == nil {
+		err = h.mark(t) // only what is new: that name may be somebody's
+	}
+	if err != nil {
 		return nil, errors.Join(h.fail(nic, "make", err), f.Close())
 	}
 	return t, nil

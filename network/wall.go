@@ -17,7 +17,8 @@ import (
 // The wall is nftables' (nft(8)). A VM has at most one table in each family, of its
 // own name, which nobody else's rules are in:
 //
-//	netdev  a tap that is attached to nothing: all that goes in or out of it is dropped
+//	netdev  a tap that is attached to nothing: all that goes in or out of it is dropped;
+//	        one on a bridge: what it says to bridges as such, which the host's would hear
 //	bridge  one on a bridge: between it and the host, and between it and other taps
 //
 // A packet that one table drops is gone, whatever another accepts.
@@ -80,15 +81,18 @@ func unsupported(err error) bool {
 // shut lets nothing through the taps.
 func (h *host) shut(c *nftables.Conn, taps []string) {
 	t := c.AddTable(h.table(nftables.TableFamilyNetdev))
-	drop := nftables.ChainPolicyDrop
 	for i, tap := range taps {
 		for way, hook := range map[string]*nftables.ChainHook{"from": nftables.ChainHookIngress, "to": nftables.ChainHookEgress} {
-			c.AddChain(&nftables.Chain{
-				Name: fmt.Sprintf("%s-%d", way, i), Table: t, Type: nftables.ChainTypeFilter,
-				Hooknum: hook, Priority: nftables.ChainPriorityFilter, Policy: &drop, Device: tap,
-			})
+			device(c, t, fmt.Sprintf("%s-%d", way, i), hook, tap, nftables.ChainPolicyDrop)
 		}
 	}
+}
+
+// device adds a chain for one interface.
+func device(c *nftables.Conn, t *nftables.Table, name string, hook *nftables.ChainHook, tap string, policy nftables.ChainPolicy) *nftables.Chain {
+	return c.AddChain(&nftables.Chain{
+		Name: name, Table: t, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter, Policy: &policy, Device: tap,
+	})
 }
 
 // fence lets each tap talk to what else is on its bridge, but not to the host, nor
@@ -100,8 +104,10 @@ func (h *host) fence(c *nftables.Conn, taps []string) {
 			Name: name, Table: t, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter,
 		})
 	}
+	bare := c.AddTable(h.table(nftables.TableFamilyNetdev))
 	in, out, between := chain("input", nftables.ChainHookInput), chain("output", nftables.ChainHookOutput), chain("forward", nftables.ChainHookForward)
-	for _, tap := range taps {
+	for i, tap := range taps {
+		drop(c, device(c, bare, fmt.Sprintf("local-%d", i), nftables.ChainHookIngress, tap, nftables.ChainPolicyAccept), toBridges())
 		from, to := is(expr.MetaKeyIIFNAME, tap), is(expr.MetaKeyOIFNAME, tap)
 		drop(c, in, from)
 		drop(c, out, to)
@@ -123,6 +129,17 @@ func is(key expr.MetaKey, word string) []expr.Any {
 	data := make([]byte, unix.IFNAMSIZ)
 	copy(data, word)
 	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data}}
+}
+
+// toBridges is true of a frame to one of the addresses that a bridge does not forward,
+// 01:80:c2:00:00:00 to 0f (IEEE 802.1Q, table 8-1). Spanning tree's and LLDP's it hands
+// to the host past the hooks of its own family (br_handle_frame() in net/bridge).
+func toBridges() []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 0, Len: 6},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 6, Mask: []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xf0}, Xor: make([]byte, 6)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0x01, 0x80, 0xc2, 0, 0, 0}},
+	}
 }
 
 // removeWall removes the VM's tables. A kernel without nftables has none.

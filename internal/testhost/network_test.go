@@ -132,6 +132,12 @@ func testPlainNetwork(t *testing.T, h *host) {
 		t.Errorf("the unit started beside the plain run: %s", out)
 	}
 	h.wantLinks(t, "a plain run, and a unit that may not", taken)
+	// Killed, with a hypervisor that may not be gone yet.
+	for range 3 {
+		h.do(t, "runner=$(cat "+plainDir+"/lock); kill -KILL $runner; tail --pid=$runner -f /dev/null; "+
+			`exec 3< <(exec vmcred run test-vm 2>&1); grep -q -m1 "runs as process" <&3`)
+		h.wantLinks(t, "after a plain run was killed", taken)
+	}
 	h.wantSaid(t, 0, "vmcred stop --force test-vm", "test-vm has stopped")
 	h.wantLinks(t, "after a plain run", bare)
 	h.wantSaid(t, 78, "setpriv --reuid="+vmUser+" --clear-groups vmcred net up "+vmFile, "only root makes taps and takes them away", "as root: vmcred net up test-vm")
