@@ -131,6 +131,10 @@ func checkInstall(t *testing.T, words []string) {
 	if err != nil || !strings.Contains(string(unit), "\nExecStart=/usr/local/bin/vmcred run %i\n") {
 		t.Errorf("the installed unit starts another program: %v\n%s", err, unit)
 	}
+	unit, err = os.ReadFile(filepath.Join(at, "lib/systemd/system/vmcred-net@.service"))
+	if err != nil || !strings.Contains(string(unit), "\nExecStart=/usr/local/bin/vmcred net up %i\n") {
+		t.Errorf("the installed unit for taps starts another program: %v\n%s", err, unit)
+	}
 	for _, f := range []string{
 		"share/man/man1/vmcred.1", "share/man/man1/vmcred-run.1",
 		"share/bash-completion/completions/vmcred", "share/zsh/site-functions/_vmcred", "share/fish/vendor_completions.d/vmcred.fish",
