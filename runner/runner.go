@@ -330,6 +330,9 @@ func (r *run) impatient() bool {
 	}
 }
 
+// notAsked is how long a VMM that could not be asked to end has to end all the same.
+const notAsked = 5 * time.Second
+
 // ended asks once and reports whether the VMM is gone after at most wait.
 func (r *run) ended(m hypervisor.Machine, ask func(context.Context) error, wait time.Duration) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
@@ -341,8 +344,11 @@ func (r *run) ended(m hypervisor.Machine, ask func(context.Context) error, wait 
 		case <-ctx.Done():
 		}
 	}()
-	if err := ask(ctx); err != nil {
-		r.Log.Debug("stop", "error", err)
+	if err := ask(ctx); err != nil && ctx.Err() == nil {
+		// It may be on its way out, and is not waited for as long as one that was asked.
+		r.Log.Warn(err.Error())
+		late := time.AfterFunc(notAsked, cancel)
+		defer late.Stop()
 	}
 	_, err := m.Wait(ctx)
 	return err == nil

@@ -34,6 +34,7 @@ type scripted struct {
 	startErr error
 	lose     string                                          // the share that every boot loses
 	ignore   []string                                        // what the machine does not react to
+	deaf     bool                                            // and asking is an error
 	exits    []hypervisor.Exit                               // one a boot; none left: runs until asked to stop
 	booted   func(boot int, p *delivery.Payload)             // called with what was delivered
 	runs     func(boot int, l hypervisor.Launch, m *machine) // called in a goroutine once the machine runs
@@ -94,6 +95,8 @@ func (m *machine) ask(what string) error {
 	m.d.mu.Unlock()
 	if !slices.Contains(m.d.ignore, what) {
 		m.end(hypervisor.Exit{Clean: what != "kill", Signal: map[bool]string{true: "killed"}[what == "kill"]})
+	} else if m.d.deaf {
+		return errors.New("nobody answers")
 	}
 	return nil
 }
@@ -421,4 +424,21 @@ func TestNoValueIsSaid(t *testing.T) {
 	if !strings.Contains(f.log.String(), "delivered host-b → HOST_B, 13 bytes by smbios") {
 		t.Errorf("the log does not say what was delivered:\n%s", f.log.String())
 	}
+}
+
+// A VMM that cannot even be asked does not get the time that a guest gets.
+func TestAVMMThatCannotBeAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &scripted{ignore: []string{"power button"}, deaf: true}
+		f := setUp(t, d, map[string]string{"host-a": "x"})
+		ctx, cancel := context.WithCancel(t.Context())
+		d.booted = func(int, *delivery.Payload) { cancel() }
+		began := time.Now()
+		if out, err := Run(ctx, f.o); err != nil || out != Ended {
+			t.Errorf("%v %v", out, err)
+		}
+		if took := time.Since(began); took != notAsked {
+			t.Errorf("it took %v, want %v", took, notAsked)
+		}
+	})
 }

@@ -244,3 +244,18 @@ func (l *letters) Read(p []byte) (int, error) {
 	l.n -= len(p)
 	return len(p), nil
 }
+
+// A context that ends just as its answer has come does not end the next request.
+func TestAContextThatEndsLate(t *testing.T) {
+	c, conn := pair(t)
+	serve(t, conn, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	for range 20 {
+		ctx, cancel := context.WithCancel(t.Context())
+		stop := c.limit(ctx)
+		cancel()
+		stop()
+		if err := c.Do(t.Context(), "vm.power-button"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

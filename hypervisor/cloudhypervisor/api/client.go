@@ -126,13 +126,19 @@ func (c *Client) do(ctx context.Context, r request) ([]byte, error) {
 	return nil, fmt.Errorf("%w (%s: %w)", ErrClosed, r.path, err)
 }
 
-// limit makes reading and writing end with the context.
+// limit makes reading and writing end with the context. After stop there is no limit,
+// also if the context ended just as the answer came: the next request has its own.
 func (c *Client) limit(ctx context.Context) (stop func()) {
-	cancel := context.AfterFunc(ctx, func() { _ = c.f.SetDeadline(time.Unix(1, 0)) })
+	over := make(chan struct{})
+	cancel := context.AfterFunc(ctx, func() {
+		defer close(over)
+		_ = c.f.SetDeadline(time.Unix(1, 0))
+	})
 	return func() {
-		if cancel() {
-			_ = c.f.SetDeadline(time.Time{})
+		if !cancel() {
+			<-over
 		}
+		_ = c.f.SetDeadline(time.Time{})
 	}
 }
 
