@@ -4,11 +4,12 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 GO      ?= go
 BUILD   := build
+UNITS   = $(PREFIX)/lib/systemd
 
 export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak bench lint man install clean go deps-demo deps-test
+.PHONY: help build demo test soak bench lint man install uninstall clean go deps-demo deps-test
 
 help: ## list the targets
 	@echo 'vmcred: start microVMs and hand each one its secrets as it starts'
@@ -47,15 +48,23 @@ man: go ## man pages and completions into build/
 
 install: build man ## install below PREFIX (/usr/local) and DESTDIR
 	install -Dm755 $(BUILD)/vmcred $(DESTDIR)$(PREFIX)/bin/vmcred
-	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
-	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/vmcred@.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/vmcred@.service
-	sed 's|@BINDIR@|$(PREFIX)/bin|' systemd/vmcred-net@.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/vmcred-net@.service
-	install -m 644 systemd/vmcred-share-lost@.service $(DESTDIR)$(PREFIX)/lib/systemd/system/
+	install -d $(DESTDIR)$(UNITS)/system $(DESTDIR)$(UNITS)/system-generators
+	install -m644 systemd/vmcred* $(DESTDIR)$(UNITS)/system/
+	sed -i 's|@BINDIR@|$(PREFIX)/bin|' $(addprefix $(DESTDIR)$(UNITS)/system/,$(notdir $(wildcard systemd/vmcred*)))
+	ln -sf ../../../bin/vmcred $(DESTDIR)$(UNITS)/system-generators/vmcred-generator
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m644 $(BUILD)/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -Dm644 $(BUILD)/completion/vmcred.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmcred
 	install -Dm644 $(BUILD)/completion/_vmcred $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vmcred
 	install -Dm644 $(BUILD)/completion/vmcred.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmcred.fish
+
+uninstall: ## remove what install put there
+	rm -f $(DESTDIR)$(PREFIX)/bin/vmcred $(DESTDIR)$(UNITS)/system-generators/vmcred-generator
+	rm -f $(addprefix $(DESTDIR)$(UNITS)/system/,$(notdir $(wildcard systemd/vmcred*)))
+	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/vmcred.1 $(DESTDIR)$(PREFIX)/share/man/man1/vmcred-*.1
+	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmcred
+	rm -f $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_vmcred
+	rm -f $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/vmcred.fish
 
 clean: ## remove build/
 	rm -rf $(BUILD)

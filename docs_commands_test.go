@@ -135,13 +135,21 @@ func checkInstall(t *testing.T, words []string) {
 	if err != nil || !strings.Contains(string(unit), "\nExecStart=/usr/local/bin/vmcred net up %i\n") {
 		t.Errorf("the installed unit for taps starts another program: %v\n%s", err, unit)
 	}
+	if to, err := os.Stat(filepath.Join(at, "lib/systemd/system-generators/vmcred-generator")); err != nil || to.Mode()&0o100 == 0 {
+		t.Errorf("the generator does not lead to a program: %v", err)
+	}
 	for _, f := range []string{
+		"lib/systemd/system/vmcred-user@.service", "lib/systemd/system/vmcred-share-user@.service", "lib/systemd/system/vmcred.target",
 		"share/man/man1/vmcred.1", "share/man/man1/vmcred-run.1",
 		"share/bash-completion/completions/vmcred", "share/zsh/site-functions/_vmcred", "share/fish/vendor_completions.d/vmcred.fish",
 	} {
 		if st, err := os.Stat(filepath.Join(at, f)); err != nil || st.Size() == 0 || st.Mode().Perm() != 0o644 {
 			t.Errorf("%s: %v %v", f, st, err)
 		}
+	}
+	output(t, "make", "uninstall", "DESTDIR="+root)
+	if left := output(t, "find", root, "!", "-type", "d"); left != "" {
+		t.Errorf("uninstall leaves %s", left)
 	}
 }
 

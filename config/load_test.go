@@ -365,17 +365,6 @@ func TestImportsNone(t *testing.T) {
 	}
 }
 
-// What decodes and does nothing yet says so.
-func TestAutostartIsNotRead(t *testing.T) {
-	_, problems := Parse("/x/a.yaml", []byte(least+"autostart: true\n"))
-	if len(problems) != 1 || problems[0].Severity != vm.Warning || problems[0].Hint != "systemctl enable vmcred@a.service" {
-		t.Errorf("%+v", problems)
-	}
-	if _, problems := Parse("/x/a.yaml", []byte(least+"autostart: false\n")); len(problems) > 0 {
-		t.Errorf("%+v", problems)
-	}
-}
-
 // A path as it stands in messages and manuals is no key: the hint shows how it is written.
 func TestDottedKey(t *testing.T) {
 	_, problems := Parse("/x/a.yaml", []byte(least+"boot.firmware: bios\nnothing.here: 1\n"))

@@ -49,9 +49,6 @@ func (d *decoder) validate() {
 	if s.Notify == vm.NotifyGuest {
 		d.validateNotify()
 	}
-	if s.Autostart {
-		d.warn("autostart", "systemctl enable "+s.Unit, "nothing starts a VM by this key yet")
-	}
 	d.validateNames()
 	d.validateOEMStrings()
 	d.validateImport()

@@ -229,7 +229,7 @@ func sourceError(name, path string, err error) error {
 		e.Missing = true
 		e.hint = "check the path; if something else makes this file, that has to run before the VM starts"
 	case errors.Is(err, fs.ErrPermission):
-		e.hint = fmt.Sprintf("user %d may not read it: LoadCredential= in the VM's unit lets systemd read it as root", os.Geteuid())
+		e.hint = fmt.Sprintf("user %d may not read it: LoadCredential= in the VM's unit lets systemd read it as root (systemctl daemon-reload, if its line is new)", os.Geteuid())
 	case errors.As(err, &hinted):
 		e.hint = hinted.Hint()
 	}

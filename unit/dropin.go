@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -44,11 +43,10 @@ func (e *DropInError) Hint() string { return e.Tip }
 // User is the system user a VM runs as.
 func User(name string) string { return "vmcred-" + name }
 
-// UserCommand makes that user.
-func UserCommand(name string) string { return userCommand(User(name)) }
-
-func userCommand(user string) string {
-	return "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin " + user
+// UserCommand makes that user, for a VM that no unit runs: a unit has it made by
+// vmcred-user@NAME.service.
+func UserCommand(name string) string {
+	return "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin " + User(name)
 }
 
 // DropIn returns the drop-in for the unit that runs a VM: one line for each
@@ -74,7 +72,7 @@ func DropIn(spec *vm.Spec) ([]byte, error) {
 }
 
 // isOurs is true if the VM runs in an instance of our template.
-func isOurs(spec *vm.Spec) bool { return spec.Unit == "vmcred@"+spec.Name+".service" }
+func isOurs(spec *vm.Spec) bool { return spec.Unit == OwnUnit(spec.Name) }
 
 // access opens what the template keeps shut: files the VM writes to outside of
 // /var/lib/vmcred, and disks that are devices.
@@ -113,24 +111,14 @@ func quote(word string) string {
 
 func header(b *bytes.Buffer, spec *vm.Spec) {
 	path := DropInPath(spec.Unit)
-	fmt.Fprintf(b, "# The secrets of the VM %s, as its file names them.\n", spec.Name)
+	fmt.Fprintf(b, "# The secrets of the VM %s, as its file names them. Where no generator writes this:\n", spec.Name)
 	fmt.Fprintf(b, "#   mkdir -p %s\n", filepath.Dir(path))
-	shares := Served(spec)
-	if len(shares) > 0 { // more files than this one
+	if len(Served(spec)) > 0 { // more files than this one
 		fmt.Fprintf(b, "#   vmcred units %s --output %s\n", spec.Name, Dir)
 	} else {
 		fmt.Fprintf(b, "#   vmcred units %s > %s\n", spec.Name, path)
 	}
 	b.WriteString("#   systemctl daemon-reload\n")
-	if isOurs(spec) {
-		b.WriteString("# The VM's own user, once; the second line where there is a group kvm:\n")
-		fmt.Fprintf(b, "#   %s\n", UserCommand(spec.Name))
-		fmt.Fprintf(b, "#   usermod --append --groups kvm %s\n", User(spec.Name))
-	}
-	if slices.ContainsFunc(shares, func(sh vm.Share) bool { return sh.User == "" || sh.User == ShareUser(spec.Name) }) {
-		b.WriteString("# The user of its shared directories, once:\n")
-		fmt.Fprintf(b, "#   %s\n", ShareUserCommand(spec.Name))
-	}
 	b.WriteString("\n[Service]\n")
 }
 

@@ -37,13 +37,10 @@ func TestDropIn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `# The secrets of the VM test-vm, as its file names them.
+	want := `# The secrets of the VM test-vm, as its file names them. Where no generator writes this:
 #   mkdir -p /etc/systemd/system/vmcred@test-vm.service.d
 #   vmcred units test-vm > /etc/systemd/system/vmcred@test-vm.service.d/vmcred.conf
 #   systemctl daemon-reload
-# The VM's own user, once; the second line where there is a group kvm:
-#   useradd --system --user-group --no-create-home --shell /usr/sbin/nologin vmcred-test-vm
-#   usermod --append --groups kvm vmcred-test-vm
 
 [Service]
 # host-api-key comes from var:, which systemd cannot read.

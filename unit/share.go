@@ -51,9 +51,6 @@ func (e *ShareError) Hint() string { return e.Tip }
 // only read.
 func ShareUser(name string) string { return "vmshare-" + name }
 
-// ShareUserCommand makes that user.
-func ShareUserCommand(name string) string { return userCommand(ShareUser(name)) }
-
 // ShareSocket is where the unit of a VM's share listens.
 func ShareSocket(name, tag string) string {
 	return filepath.Join(shareRoot, name, escapeName(tag)+".sock")
@@ -136,16 +133,20 @@ func checkShare(spec *vm.Spec, sh vm.Share) error {
 	return nil
 }
 
-func shareHead(spec *vm.Spec, sh vm.Share, kind string) *bytes.Buffer {
+// shareHead begins a share's unit; user is the unit that makes its user, if one does.
+func shareHead(spec *vm.Spec, sh vm.Share, kind, user string) *bytes.Buffer {
 	b := &bytes.Buffer{}
 	fmt.Fprintf(b, "# Made by vmcred units %s.\n[Unit]\n", spec.Name)
 	fmt.Fprintf(b, "Description=Shared directory %s of VM %s%s\n", strings.ReplaceAll(sh.Tag, "%", "%%"), spec.Name, kind)
 	fmt.Fprintf(b, "PartOf=%s\n", spec.Unit)
+	if user != "" {
+		fmt.Fprintf(b, "Wants=%[1]s\nAfter=%[1]s\n", user)
+	}
 	return b
 }
 
 func shareSocket(spec *vm.Spec, sh vm.Share) []byte {
-	b := shareHead(spec, sh, " (socket)")
+	b := shareHead(spec, sh, " (socket)", "vmcred-user@"+spec.Name+".service")
 	fmt.Fprintf(b, "\n[Socket]\nListenStream=%s\n", ShareSocket(spec.Name, sh.Tag))
 	fmt.Fprintf(b, "SocketUser=%s\nSocketMode=0600\nDirectoryMode=0755\nRemoveOnStop=yes\n", User(spec.Name))
 	return b.Bytes()

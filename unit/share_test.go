@@ -99,14 +99,16 @@ func TestShareUnits(t *testing.T) {
 	for path, lines := range map[string][]string{
 		"vmcred@x.service.d/vmcred.conf": {
 			`Requires=vmcred-share-x-ro\x2dstore.socket`, `After=vmcred-share-x-ro\x2dstore.socket vmcred-share-x-ro\x2dstore.service`,
-			"#   vmcred units x --output /etc/systemd/system", "#   useradd --system --user-group --no-create-home --shell /usr/sbin/nologin vmshare-x",
+			"#   vmcred units x --output /etc/systemd/system",
 		},
 		`vmcred-share-x-ro\x2dstore.socket`: {
 			`ListenStream=/run/vmcred-share/x/ro\x2dstore.sock`, "SocketUser=vmcred-x", "SocketMode=0600", "PartOf=vmcred@x.service",
+			"Wants=vmcred-user@x.service", "After=vmcred-user@x.service",
 		},
 		`vmcred-share-x-ro\x2dstore.service`: {
 			"ExecStart=/usr/libexec/virtiofsd --fd=3 --shared-dir=/nix/store --sandbox=none --inode-file-handles=never --log-level=warn --readonly --rlimit-nofile=0",
 			"User=vmshare-x", "BindReadOnlyPaths=/nix/store", "TemporaryFileSystem=/:ro", "CapabilityBoundingSet=", "OnFailure=vmcred-share-lost@x.service",
+			"Wants=vmcred-share-user@x.service", "After=vmcred-share-user@x.service",
 		},
 		`vmcred-share-x-a\x2fb\x24\x25\x22\x5cx.service`: {
 			`ExecStart=/usr/libexec/virtiofsd --fd=3 "--shared-dir=/srv/a \"b\" $$c%%d" --sandbox=none --inode-file-handles=never --log-level=warn --rlimit-nofile=0`,
@@ -122,6 +124,9 @@ func TestShareUnits(t *testing.T) {
 		}
 	}
 	for path, text := range texts {
+		if by := strings.Contains(text, "vmcred-share-user@"); by != (path == `vmcred-share-x-ro\x2dstore.service`) {
+			t.Errorf("%s waits for the shares' user: %v", path, by)
+		}
 		if strings.Contains(text, "served") {
 			t.Errorf("%s names a share that another program serves", path)
 		}

@@ -23,14 +23,14 @@ func shareService(spec *vm.Spec, sh vm.Share, d Virtiofsd) ([]byte, error) {
 	if d.Legacy && strings.ContainsAny(sh.Source, `,\`) {
 		return nil, &ShareError{sh.Tag, fmt.Sprintf("QEMU's old virtiofsd takes the comma or backslash of %q as its own", sh.Source), "give the directory another name"}
 	}
-	b := shareHead(spec, sh, "")
+	user, maker := sh.User, ""
+	if user == "" || user == ShareUser(spec.Name) {
+		user, maker = ShareUser(spec.Name), "vmcred-share-user@"+spec.Name+".service"
+	}
+	b := shareHead(spec, sh, "", maker)
 	fmt.Fprintf(b, "OnFailure=vmcred-share-lost@%s.service\nStartLimitIntervalSec=0\n", spec.Name)
 	b.WriteString("\n# Started when the VM connects; it ends when the VM hangs up.\n[Service]\n")
 	fmt.Fprintf(b, "ExecStart=%s\n", command(shareArguments(sh, d)))
-	user := sh.User
-	if user == "" {
-		user = ShareUser(spec.Name)
-	}
 	fmt.Fprintf(b, "User=%s\n", user)
 	shareFiles(b, sh, d)
 	b.WriteString(shareHardening)

@@ -48,7 +48,7 @@ func (c *Checker) Shares() {
 }
 
 func (c *Checker) socket(field, path string) {
-	const hint = "its virtiofsd has to be started first; that of a unit is made by: vmcred units VM --output /etc/systemd/system"
+	const hint = "its virtiofsd has to be started first; that of a unit is made by: systemctl daemon-reload"
 	st, err := os.Stat(path)
 	switch {
 	case err != nil:

@@ -135,4 +135,7 @@ func (a *app) nextSteps(name, path string) {
 		fmt.Fprintf(a.out, "  %s\n", unit.UserCommand(name))
 	}
 	fmt.Fprintf(a.out, "  vmcred check %s\n  vmcred run %s\n", name, name)
+	if a.uid == 0 {
+		fmt.Fprintf(a.out, "or as a unit, which makes that user itself:\n  systemctl daemon-reload\n  systemctl start %s\n", unit.OwnUnit(name))
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -121,13 +122,16 @@ func (a *app) identity(spec *vm.Spec) (*launch.Identity, error) {
 }
 
 // lookIdentity is identity for commands that start nothing: a user that is
-// missing is a warning.
+// missing is a warning, or a word if the VM's unit will make it.
 func (a *app) lookIdentity(spec *vm.Spec, problems vm.Problems) (*launch.Identity, vm.Problems) {
 	id, err := a.identity(spec)
 	var refused *runner.RefusedError
 	if errors.As(err, &refused) {
 		for _, p := range refused.Problems {
 			p.Severity = vm.Warning
+			if filepath.Dir(spec.File) == config.SystemDir && spec.Unit == unit.OwnUnit(spec.Name) {
+				p.Severity, p.Hint = vm.Note, "its unit makes it before the first start; for a plain run: "+unit.UserCommand(spec.Name)
+			}
 			problems = append(problems, p)
 		}
 	}

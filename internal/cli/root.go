@@ -10,12 +10,14 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/vmcred/vmcred/internal/generator"
 	"github.com/vmcred/vmcred/vm"
 )
 
@@ -40,8 +42,12 @@ type app struct {
 	force          chan struct{}
 }
 
-// Main runs the command line argv and returns the exit code.
+// Main runs the command line argv and returns the exit code. Under the name of the
+// generator the program is that.
 func Main(argv []string) int {
+	if filepath.Base(argv[0]) == generator.Name {
+		return generator.Main(argv)
+	}
 	a := &app{
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, out: &output{f: os.Stdout}, getenv: os.Getenv,
 		uid: os.Geteuid(), pid: os.Getpid(), argv0: argv[0], force: make(chan struct{}),

@@ -26,12 +26,13 @@ func (a *app) unitsCommand() *cobra.Command {
 		Use:   "units VM",
 		Short: "print the systemd drop-in that hands a VM's unit its credentials",
 		Long: `Print the drop-in for the VM's unit, vmcred@NAME.service: one LoadCredential=
-line for each credential whose file the VM's file names. It changes nothing;
-its first lines say where it belongs and how the VM's user is made.
+line for each credential whose file the VM's file names. It changes nothing.
 
-A VM with shared directories needs more files: a socket and a service for each.
---output writes all of them below a directory that is there, and removes those of shares that
-the VM has no more.`,
+Where vmcred's generator is installed, systemd has the same by itself, of every VM
+in /etc/vmcred/vms, after systemctl daemon-reload. Where it is not, the first lines
+say where it belongs. A VM with shared directories needs more files: a socket and a
+service for each. --output writes all of them below a directory that is there, and
+removes those of shares that the VM has no more.`,
 		Example: `  vmcred units test-vm
   mkdir -p /etc/systemd/system/vmcred@test-vm.service.d
   vmcred units test-vm > /etc/systemd/system/vmcred@test-vm.service.d/vmcred.conf
