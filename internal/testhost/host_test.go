@@ -80,11 +80,11 @@ func setUp(t *testing.T) *host {
 	h.container = boot(t, dir, append(newerBinds(t), "--bind="+filepath.Join(dest, "usr/local")+":/usr/local",
 		"--bind-ro="+guest+":/var/lib/vmcred/images/demo", "--bind-ro="+program+":"+self, "--bind-ro="+program+":"+vmmDir+"/cloud-hypervisor")...)
 	h.do(t, "useradd --system --user-group --groups kvm --no-create-home --shell /usr/sbin/nologin "+other)
-	h.page.follow(t, h.container, "The VM and its user")
+	h.page.follow(t, h.container, "The VM")
 	h.writeVM(t)
 	h.page.follow(t, h.container, "The secrets")
 	h.remember(t)
-	for _, said := range h.page.follow(t, h.container, "The drop-in") {
+	for _, said := range h.page.follow(t, h.container, "Its unit") {
 		if strings.Contains(said, "error") || strings.Contains(said, "warning") {
 			t.Errorf("mistakes where there are none: %s", said)
 		}

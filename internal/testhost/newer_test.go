@@ -57,10 +57,9 @@ func testNewer(t *testing.T, h *host) {
 		t.Skip("SKIPPED, no systemd said that it is up: needs " + daemon + " on PATH (cargo install " + daemon + ")")
 	}
 	cmdline := strings.TrimSpace(h.do(t, "cat "+newerImage+"/cmdline"))
-	h.do(t, "useradd --system --user-group --groups kvm --no-create-home --shell /usr/sbin/nologin vmcred-newer-vm")
 	h.write(t, "/etc/vmcred/vms/newer-vm.yaml", fmt.Sprintf(newerVM, cmdline))
 	h.write(t, "/etc/systemd/system/"+newerUnit+".d/path.conf", "[Service]\nEnvironment=PATH="+vsockDir+":/usr/bin\n")
-	h.do(t, "vmcred units newer-vm > /etc/systemd/system/"+newerUnit+".d/vmcred.conf; systemctl daemon-reload; systemctl start "+newerUnit)
+	h.do(t, "systemctl daemon-reload; systemctl start "+newerUnit)
 	got := h.do(t, "systemctl show --property=ActiveState,StatusText "+newerUnit)
 	for _, want := range []string{"ActiveState=active\n", "StatusText=guest: Ready.\n"} {
 		if !strings.Contains(got, want) {

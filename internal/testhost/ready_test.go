@@ -53,10 +53,9 @@ func (h *host) writeReadyVM(t *testing.T, cmdline, limit string) {
 // status shows what it says; what it may not say changes nothing.
 func testReady(t *testing.T, h *host) {
 	h.giveKVM(t)
-	h.do(t, "useradd --system --user-group --groups kvm --no-create-home --shell /usr/sbin/nologin vmcred-ready-vm")
 	h.writeReadyVM(t, "ready wait say=MAINPID=1%0aSTATUS=half%1b[2Jway", "3m")
 	h.write(t, "/etc/systemd/system/"+readyUnit+".d/path.conf", "[Service]\nEnvironment=PATH="+vmmDir+":/usr/bin\n")
-	h.do(t, "vmcred units ready-vm > /etc/systemd/system/"+readyUnit+".d/vmcred.conf; systemctl daemon-reload; systemctl start "+readyUnit)
+	h.do(t, "systemctl daemon-reload; systemctl start "+readyUnit)
 	got := h.do(t, "systemctl show --property=ActiveState,StatusText,MainPID "+readyUnit+"; systemctl status --no-pager "+readyUnit+" || true")
 	for _, want := range []string{"ActiveState=active\n", "StatusText=guest: probe is up\n", `Status: "guest: probe is up"`} {
 		if !strings.Contains(got, want) {

@@ -44,7 +44,7 @@ shares:
 `, program, user))
 }
 
-// setUpShares boots a host with that VM, its users and its units. Its virtiofsd is
+// setUpShares boots a host with that VM. Its virtiofsd is
 // that one; empty: it has QEMU's old one alone.
 func setUpShares(t *testing.T, daemon, user string) *host {
 	t.Helper()
@@ -63,12 +63,10 @@ func setUpShares(t *testing.T, daemon, user string) *host {
 	}
 	h.container = boot(t, dir, "--bind="+filepath.Join(dest, "usr/local")+":/usr/local",
 		"--bind-ro="+guestDirectory(t)+":/var/lib/vmcred/images/demo")
-	for _, user := range []string{"vmcred-" + shareVM, "vmshare-" + shareVM} {
-		h.do(t, "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin "+user)
-	}
-	h.do(t, "install -d -o vmshare-share-vm /srv/ro /srv/rw; echo this is ro >/srv/ro/file; echo this is rw >/srv/rw/file")
 	writeShareVM(t, h.container, user, shareGuest)
-	t.Log(h.do(t, "vmcred units share-vm --output /etc/systemd/system; systemctl daemon-reload"))
+	h.do(t, "systemctl daemon-reload; systemctl start vmcred-share-user@share-vm.service")
+	h.do(t, "install -d -o vmshare-share-vm /srv/ro /srv/rw; echo this is ro >/srv/ro/file; echo this is rw >/srv/rw/file")
+	h.wantGenerated(t, shareVM)
 	h.journal = followJournal(t, h.container, shareUnit)
 	return h
 }
