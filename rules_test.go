@@ -52,7 +52,7 @@ var mayImport = map[string][]string{
 	"hypervisor/qemu/qmp":    {},
 
 	"internal/systemctl": {},
-	"internal/generator": {"config", "unit", "vm", "hypervisor/console", "hypervisor/virtiofs"},
+	"internal/generator": {"config", "unit", "vm", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/virtiofs"},
 
 	"hypervisor/cloudhypervisor":     {"hypervisor", "hypervisor/cloudhypervisor/api", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/virtiofs", "hypervisor/vsock", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
 	"hypervisor/cloudhypervisor/api": {"secret"},

@@ -17,6 +17,7 @@ import (
 
 	"github.com/vmcred/vmcred/config"
 	"github.com/vmcred/vmcred/hypervisor/console"
+	"github.com/vmcred/vmcred/hypervisor/hostcheck"
 	"github.com/vmcred/vmcred/hypervisor/virtiofs"
 	"github.com/vmcred/vmcred/unit"
 	"github.com/vmcred/vmcred/vm"
@@ -162,6 +163,10 @@ func (g *generator) vm(ctx context.Context, spec *vm.Spec) {
 		}})
 		return
 	}
+	if fatal := sharePlaces(spec); len(fatal) > 0 {
+		g.refuse(spec.Name, fatal)
+		return
+	}
 	var d unit.Virtiofsd
 	if len(unit.Served(spec)) > 0 {
 		if g.daemon == nil {
@@ -190,6 +195,16 @@ func (g *generator) vm(ctx context.Context, spec *vm.Spec) {
 	if spec.Autostart {
 		g.wanted = append(g.wanted, spec.Unit)
 	}
+}
+
+// sharePlaces says whose path somebody could have lead elsewhere: systemd follows it
+// whenever the daemon's unit starts. What is not mounted yet is passed over.
+func sharePlaces(spec *vm.Spec) vm.Problems {
+	c := hostcheck.New(spec)
+	for i := range spec.Shares {
+		c.SharePlace(i)
+	}
+	return vm.Problems(c.Problems()).Fatal()
 }
 
 // refuse writes the drop-in of a VM that cannot be run. It is started with the host

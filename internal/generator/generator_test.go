@@ -179,6 +179,25 @@ func TestNoDaemon(t *testing.T) {
 	}
 }
 
+// TestSharePlace: somebody else's directory is not shared with root's rights.
+func TestSharePlace(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: needs root, whose rights a share may have")
+	}
+	theirs := t.TempDir()
+	if err := errors.Join(os.Mkdir(filepath.Join(theirs, "x"), 0o755), os.Chown(theirs, 65534, 65534)); err != nil {
+		t.Fatal(err)
+	}
+	w := &world{}
+	if err := w.generate(t, map[string]string{"bad.yaml": least + "shares: [{tag: a, user: root, source: " + theirs + "/x}]\n"}); err != nil {
+		t.Fatal(err)
+	}
+	w.want(t, target, fmt.Sprintf(dropIn, "bad"), fmt.Sprintf(wanted, "bad"))
+	if text := w.read(t, fmt.Sprintf(dropIn, "bad")); !strings.Contains(text, "shares[0].source: who changes it") {
+		t.Error(text)
+	}
+}
+
 // A file that names no VM has no unit that could say so.
 func TestNoName(t *testing.T) {
 	w := &world{}

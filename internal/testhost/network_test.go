@@ -27,7 +27,6 @@ func setUpNetwork(t *testing.T) *host {
 	h.page.install(t, "../..", dest, filepath.Join(dir, "build"))
 	h.container = boot(t, dir, "--private-network", "--bind="+filepath.Join(dest, "usr/local")+":/usr/local",
 		"--bind-ro="+guestDirectory(t)+":/var/lib/vmcred/images/demo")
-	h.do(t, "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin "+vmUser)
 	h.do(t, "chmod 0666 /dev/net/tun; ip link add br0 type bridge; ip link set br0 up") // as udev has it
 	h.write(t, vmFile, `version: 1
 hypervisor: qemu
@@ -41,7 +40,7 @@ interfaces:
   - {type: tap, id: vm-test, bridge: br0, isolated: true}
   - {type: tap, id: vm-alone, isolated: true}
 `)
-	h.do(t, "vmcred units test-vm --output /etc/systemd/system; systemctl daemon-reload")
+	h.do(t, "systemctl daemon-reload")
 	return h
 }
 
