@@ -16,6 +16,9 @@ import (
 // generated is where the generator writes.
 const generated = "/run/systemd/generator"
 
+// generatorPage has two sections with commands, each with a step of TestUnit.
+const generatorPage = "../../docs/generator.md"
+
 // wantGenerated: what the generator wrote for a VM is what vmcred units writes.
 func (h *host) wantGenerated(t *testing.T, name string) {
 	t.Helper()
@@ -202,14 +205,14 @@ func testManyUsers(t *testing.T, h *host) {
 func testTarget(t *testing.T, h *host) {
 	h.do(t, "systemctl start "+unitName)
 	h.started(t)
-	h.page.follow(t, h.container, "All VMs")
+	readPage(t, generatorPage).follow(t, h.container, "All VMs")
 	wantStopping(t, h, "test-vm")
 	h.want(t, map[string]string{"ActiveState": "inactive", "Result": "success"})
 }
 
 // testNoGenerator is the way without it, from no drop-in at all.
 func testNoGenerator(t *testing.T, h *host) {
-	h.page.follow(t, h.container, "Without the generator")
+	readPage(t, generatorPage).follow(t, h.container, "Without the generator")
 	h.do(t, "test ! -e "+generated+"/"+unitName+".d; systemctl start "+unitName)
 	h.started(t)
 	h.want(t, map[string]string{"ActiveState": "active", "UnitFileState": "enabled"})

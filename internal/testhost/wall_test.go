@@ -64,7 +64,9 @@ func (h *host) attempt(t *testing.T, user string) map[string]string {
 	to := targets{
 		Unit: unitName, Cgroup: h.cgroup(t), RunDir: runDir, PIDs: h.processes(t),
 		Files: []string{runDir + "/lock"},
-		Write: []string{vmFile, "/etc/systemd/system/" + unitName + ".d/vmcred.conf", "/usr/local/lib/systemd/system/vmcred@.service", "/usr/local/bin/vmcred.x"},
+		Write: []string{
+			vmFile, "/etc/systemd/system/" + unitName + ".d/sources.conf", generated + "/" + unitName + ".d/10-vmcred.conf", "/usr/local/lib/systemd/system/vmcred@.service", "/usr/local/bin/vmcred.x",
+		},
 	}
 	h.do(t, "touch /usr/local/bin/vmcred.x") // the program itself is busy, also for root
 	for name := range credentials() {
