@@ -203,6 +203,7 @@ func testManyUsers(t *testing.T, h *host) {
 }
 
 func testTarget(t *testing.T, h *host) {
+	h.do(t, h.block(t, "The secrets")) // one was left empty
 	h.do(t, "systemctl start "+unitName)
 	h.started(t)
 	readPage(t, generatorPage).follow(t, h.container, "All VMs")
