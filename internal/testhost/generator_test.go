@@ -205,7 +205,7 @@ func testManyUsers(t *testing.T, h *host) {
 func testTarget(t *testing.T, h *host) {
 	h.do(t, h.block(t, "The secrets")) // one was left empty
 	h.do(t, "systemctl start "+unitName)
-	h.started(t)
+	h.heard(t, h.started(t)) // so it takes the power button
 	readPage(t, generatorPage).follow(t, h.container, "All VMs")
 	wantStopping(t, h, "test-vm")
 	h.want(t, map[string]string{"ActiveState": "inactive", "Result": "success"})
