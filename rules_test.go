@@ -43,10 +43,11 @@ var mayImport = map[string][]string{
 	"hypervisor/console":    {"hypervisor", "vm", "internal/launch"},
 	"hypervisor/hostcheck":  {"hypervisor/console", "vm", "internal/launch", "internal/trusted"},
 	"hypervisor/program":    {"hypervisor", "hypervisor/console", "internal/trusted"},
+	"hypervisor/process":    {"hypervisor", "internal/launch"},
 	"hypervisor/daemon":     {"hypervisor/console", "internal/launch"},
 	"hypervisor/virtiofs":   {"hypervisor", "hypervisor/console", "hypervisor/daemon", "hypervisor/hostcheck", "hypervisor/program", "internal/launch", "vm"},
 	"hypervisor/vhostvsock": {"hypervisor", "hypervisor/daemon", "hypervisor/program", "internal/launch"},
-	"hypervisor/qemu":       {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/qemu/option", "hypervisor/qemu/qmp", "hypervisor/vhostvsock", "hypervisor/virtiofs", "hypervisor/vsock", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
+	"hypervisor/qemu":       {"hypervisor", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/process", "hypervisor/program", "hypervisor/qemu/option", "hypervisor/qemu/qmp", "hypervisor/vhostvsock", "hypervisor/virtiofs", "hypervisor/vsock", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
 
 	"hypervisor/qemu/option": {},
 	"hypervisor/qemu/qmp":    {},
@@ -54,7 +55,7 @@ var mayImport = map[string][]string{
 	"internal/systemctl": {},
 	"internal/generator": {"config", "unit", "vm", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/virtiofs"},
 
-	"hypervisor/cloudhypervisor":     {"hypervisor", "hypervisor/cloudhypervisor/api", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/program", "hypervisor/virtiofs", "hypervisor/vsock", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
+	"hypervisor/cloudhypervisor":     {"hypervisor", "hypervisor/cloudhypervisor/api", "hypervisor/console", "hypervisor/hostcheck", "hypervisor/process", "hypervisor/program", "hypervisor/virtiofs", "hypervisor/vsock", "vm", "delivery", "secret", "credential", "internal/launch", "internal/kvm"},
 	"hypervisor/cloudhypervisor/api": {"secret"},
 	"hypervisor/vsock":               {"internal/launch"},
 	"shim":                           {"vm"},

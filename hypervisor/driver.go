@@ -7,6 +7,7 @@ package hypervisor
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"path/filepath"
@@ -114,6 +115,14 @@ type Exit struct {
 	Reboot bool   // the guest asked for a reboot
 	Clean  bool   // the guest powered off, or we asked the VMM to end
 	Detail string // the last line the VMM itself said, or empty
+}
+
+// How is its status in words: "exit status 1", "signal SIGKILL".
+func (e Exit) How() string {
+	if e.Signal != "" {
+		return "signal " + e.Signal
+	}
+	return fmt.Sprintf("exit status %d", e.Code)
 }
 
 // AccessChecker is a Driver that can tell before a start what the VMM's user

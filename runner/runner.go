@@ -280,10 +280,7 @@ func (r *run) outcome(ctx context.Context, exit hypervisor.Exit) (Outcome, error
 	case exit.Clean || ctx.Err() != nil:
 		return Ended, nil
 	}
-	how := fmt.Sprintf("exit status %d", exit.Code)
-	if exit.Signal != "" {
-		how = "signal " + exit.Signal
-	}
+	how := exit.How()
 	if exit.Detail != "" {
 		how += ": " + exit.Detail
 	}

@@ -233,8 +233,9 @@ func run(t *testing.T, d *Driver, spec *vm.Spec) (*machine, *until) {
 	ours := startOf(t, d, l)
 	select {
 	case <-console.seen:
-	case <-ours.done:
-		t.Fatalf("the VM ended: %+v", ours.exit)
+	case <-ours.Over():
+		exit, _ := ours.Wait(t.Context())
+		t.Fatalf("the VM ended: %+v", exit)
 	}
 	return ours, console
 }

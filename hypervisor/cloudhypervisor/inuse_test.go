@@ -31,7 +31,7 @@ func TestDiskOfAnotherVM(t *testing.T) {
 	}
 	second.Disks = spec.Disks[1:]
 	run(t, d, &second)
-	if first.proc.State() != nil {
+	if first.State() != nil {
 		t.Error("the first VM ended")
 	}
 }

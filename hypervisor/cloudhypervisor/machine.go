@@ -9,14 +9,12 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/cloudhypervisor/api"
 	"github.com/vmcred/vmcred/hypervisor/console"
+	"github.com/vmcred/vmcred/hypervisor/process"
 	"github.com/vmcred/vmcred/hypervisor/virtiofs"
 	"github.com/vmcred/vmcred/hypervisor/vsock"
 	"github.com/vmcred/vmcred/internal/launch"
@@ -28,17 +26,12 @@ const grace = time.Second
 
 // machine is one running cloud-hypervisor.
 type machine struct {
-	proc *launch.Process
+	*process.Process
 	ends
-	events chan hypervisor.Event // room for each kind once, so nothing waits for a reader
-	heard  chan struct{}         // closed when the event monitor has ended
-	done   chan struct{}         // closed when all is over; exit is set before
-	exit   exit
+	heard chan struct{} // closed when the event monitor has ended
 
-	mu      sync.Mutex // guards what follows
-	emitted map[hypervisor.EventKind]bool
-	over    bool // no more events
-	life    life
+	mu   sync.Mutex // guards what follows
+	life life
 }
 
 // ends are ours of all that is connected to the VMM.
@@ -65,28 +58,15 @@ type life struct {
 	ending bool // the VMM says that the VM is over
 	reboot bool // the guest asked for a reboot, and the VMM was killed for it
 	asked  bool // we asked the VMM to end
-	killed bool // we killed it
 	// A thread of the VMM crashed, and it was killed for it.
 	crashed bool
-}
-
-// exit is hypervisor.Exit with words.
-type exit hypervisor.Exit
-
-func (e exit) how() string {
-	if e.Signal != "" {
-		return e.Signal
-	}
-	return fmt.Sprintf("exit status %d", e.Code)
 }
 
 // newMachine takes over the process and all that is connected to it.
 func newMachine(proc *launch.Process, e ends, events *os.File, crashed <-chan struct{}) *machine {
 	m := &machine{
-		proc: proc, ends: e,
-		events:  make(chan hypervisor.Event, 8),
-		emitted: make(map[hypervisor.EventKind]bool),
-		heard:   make(chan struct{}), done: make(chan struct{}),
+		Process: process.New(proc), ends: e,
+		heard: make(chan struct{}),
 	}
 	m.console.Started()
 	m.shares.Watch(proc.Done(), m.lostShare)
@@ -98,7 +78,7 @@ func newMachine(proc *launch.Process, e ends, events *os.File, crashed <-chan st
 		select {
 		case <-crashed:
 			m.mark(func(l *life) { l.crashed = true })
-			_ = m.proc.Kill()
+			_ = m.Process.Process.Kill()
 		case <-proc.Done():
 		}
 	}()
@@ -112,20 +92,9 @@ func (m *machine) lostShare(why error) {
 	runs := false
 	m.mark(func(l *life) { runs = l.booted })
 	if !runs {
-		_ = m.proc.Kill()
+		_ = m.Process.Process.Kill()
 	}
-	m.emit(hypervisor.EventShareLost, why.Error())
-}
-
-// emit passes each kind on once.
-func (m *machine) emit(kind hypervisor.EventKind, detail string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.over || m.emitted[kind] {
-		return
-	}
-	m.emitted[kind] = true
-	m.events <- hypervisor.Event{Kind: kind, Detail: detail}
+	m.Emit(hypervisor.EventShareLost, why.Error())
 }
 
 // hear is called for each event, in order.
@@ -135,8 +104,8 @@ func (m *machine) hear(e api.Event) {
 		// It would boot with the same strings, again and again: a reboot is a new
 		// start with the values of then.
 		m.mark(func(l *life) { l.reboot = true })
-		m.emit(hypervisor.EventReboot, "")
-		_ = m.proc.Kill()
+		m.Emit(hypervisor.EventReboot, "")
+		_ = m.Process.Process.Kill()
 	case "vm:booted":
 		m.mark(func(l *life) { l.booted = true })
 	case "vm:shutdown":
@@ -149,15 +118,6 @@ func (m *machine) mark(f func(*life)) {
 	defer m.mu.Unlock()
 	f(&m.life)
 }
-
-// Events implements [hypervisor.Machine].
-func (m *machine) Events() <-chan hypervisor.Event { return m.events }
-
-// PID implements [hypervisor.Machine].
-func (m *machine) PID() int { return m.proc.PID() }
-
-// Confinement implements [hypervisor.Machine]. The VMM adds a seccomp filter a thread.
-func (m *machine) Confinement() string { return m.proc.Confinement() + ", seccomp" }
 
 // Shutdown presses the power button. It does nothing once the VM has ended.
 func (m *machine) Shutdown(ctx context.Context) error {
@@ -176,9 +136,7 @@ func (m *machine) Quit(ctx context.Context) error {
 		return nil
 	}
 	if errors.Is(err, api.ErrClosed) {
-		if err = m.proc.Signal(unix.SIGTERM); errors.Is(err, os.ErrProcessDone) {
-			return nil
-		}
+		err = m.Terminate()
 	}
 	if err != nil {
 		return fmt.Errorf("asking cloud-hypervisor to end: %w", err)
@@ -202,54 +160,24 @@ func (m *machine) ranOut(err error) bool {
 func (m *machine) ending() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.life.ending || m.life.reboot || m.proc.State() != nil
-}
-
-// Kill ends the VMM at once, also a stopped one.
-func (m *machine) Kill() error {
-	m.mark(func(l *life) { l.killed = true })
-	if err := m.proc.Kill(); err != nil {
-		return err
-	}
-	<-m.done
-	return nil
-}
-
-// Wait implements [hypervisor.Machine]. All output has been passed on then, as
-// far as its reader took it.
-func (m *machine) Wait(ctx context.Context) (hypervisor.Exit, error) {
-	select {
-	case <-m.done:
-		return hypervisor.Exit(m.exit), nil
-	default:
-	}
-	select {
-	case <-m.done:
-		return hypervisor.Exit(m.exit), nil
-	case <-ctx.Done():
-		return hypervisor.Exit{}, ctx.Err()
-	}
+	return m.life.ending || m.life.reboot || m.State() != nil
 }
 
 // settle waits for the process, reads what it left and says how it ended.
 func (m *machine) settle(events *os.File) {
-	<-m.proc.Done()
+	<-m.Done()
 	console.WaitFor(m.heard, grace)
 	_ = events.Close()
 	<-m.heard
 	m.finish()
 	m.mu.Lock()
-	m.exit = m.life.exit(m.proc.State(), m.words)
+	e := m.life.exit(m.State(), m.Killed(), m.words)
 	asked := m.life.asked
 	m.mu.Unlock()
-	if m.exit.Clean && !asked {
-		m.emit(hypervisor.EventPowerOff, "")
+	if e.Clean && !asked {
+		m.Emit(hypervisor.EventPowerOff, "")
 	}
-	m.mu.Lock()
-	m.over = true
-	close(m.events)
-	m.mu.Unlock()
-	close(m.done)
+	m.Settle(e)
 }
 
 // gaveUp is what the VMM says when a virtual CPU could not go on. It ends as if the
@@ -259,17 +187,15 @@ const gaveUp = "VCPU generated error"
 // exit judges the end by the process's: the last events can be lost. Clean is a
 // guest that powered off, and a VMM that was asked to end, by us or by a SIGTERM as
 // systemd sends it, and did.
-func (l life) exit(state *os.ProcessState, words *console.Words) exit {
-	e := exit{Code: state.ExitCode(), Detail: words.Last()}
-	if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		e.Code, e.Signal = -1, unix.SignalName(ws.Signal())
-	}
+func (l life) exit(state *os.ProcessState, killed bool, words *console.Words) hypervisor.Exit {
+	e := process.Exit(state)
+	e.Detail = words.Last()
 	switch {
 	case l.crashed:
 		e.Detail = "cloud-hypervisor crashed: " + e.Detail
-	case l.reboot && !l.killed:
-		return exit{Reboot: true}
-	case l.killed:
+	case l.reboot && !killed:
+		return hypervisor.Exit{Reboot: true}
+	case killed:
 	case strings.Contains(words.All(), gaveUp):
 		e.Detail = "cloud-hypervisor gave up the guest: " + e.Detail
 	default:

@@ -34,6 +34,7 @@ func TestExit(t *testing.T) {
 	const error460 = "cloud-hypervisor: ERROR:vmm/src/cpu.rs:1460 -- VCPU generated error: x\n"
 	for name, c := range map[string]struct {
 		life          life
+		killed        bool
 		script, said  string
 		clean, reboot bool
 		code          int
@@ -43,16 +44,16 @@ func TestExit(t *testing.T) {
 		"asked":                   {life: life{asked: true}, script: "exit 0", clean: true},
 		"SIGTERM before it hears": {life: life{asked: true}, script: "kill -TERM $$", clean: true, code: -1},
 		"SIGTERM of someone else": {script: "kill -TERM $$", code: -1},
-		"killed by us":            {life: life{killed: true}, script: "kill -KILL $$", code: -1},
+		"killed by us":            {killed: true, script: "kill -KILL $$", code: -1},
 		"killed for a reboot":     {life: life{reboot: true}, script: "kill -KILL $$", reboot: true},
-		"a reboot, then killed":   {life: life{reboot: true, killed: true}, script: "kill -KILL $$", code: -1},
+		"a reboot, then killed":   {life: life{reboot: true}, killed: true, script: "kill -KILL $$", code: -1},
 		"gave the guest up":       {script: "exit 0", said: error460, detail: "gave up the guest"},
 		"crashed":                 {life: life{crashed: true}, script: "kill -KILL $$", said: "thread 'vmm' panicked at x.rs:1\n", code: -1, detail: "crashed"},
 		"failed":                  {script: "exit 3", said: "no such thing\n", code: 3, detail: "no such thing"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			state, words := ended(t, c.script, c.said)
-			e := c.life.exit(state, words)
+			e := c.life.exit(state, c.killed, words)
 			if e.Clean != c.clean || e.Reboot != c.reboot || e.Code != c.code || !strings.Contains(e.Detail, c.detail) {
 				t.Errorf("%+v", e)
 			}

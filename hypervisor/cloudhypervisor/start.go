@@ -47,10 +47,7 @@ func arguments(apiFD, eventsFD string) []string {
 // where the VMM's user may not open what it must, else a *hostcheck.InUseError, a
 // *hypervisor.Error with the VMM's last words, or the context's.
 func (d *Driver) Start(ctx context.Context, l hypervisor.Launch) (hypervisor.Machine, error) {
-	if ps := vm.Problems(d.CheckAccess(l.Spec, l.Info, l.Identity)).Fatal(); len(ps) > 0 {
-		return nil, ps
-	}
-	if err := hostcheck.InUse(l.Spec); err != nil {
+	if err := hostcheck.BeforeStart(l.Spec, d.CheckAccess(l.Spec, l.Info, l.Identity)); err != nil {
 		return nil, err
 	}
 	s := &starter{l: l}
@@ -201,14 +198,14 @@ func (s *starter) converse(ctx context.Context) error {
 	if err := s.create(ctx); err != nil {
 		return err
 	}
-	m.emit(hypervisor.EventDelivered, "")
+	m.Emit(hypervisor.EventDelivered, "")
 	if err := s.addTaps(ctx); err != nil {
 		return err
 	}
 	if err := m.client.Do(ctx, "vm.boot"); err != nil && !m.ranOut(err) {
 		return err
 	}
-	m.emit(hypervisor.EventRunning, "")
+	m.Emit(hypervisor.EventRunning, "")
 	return nil
 }
 
@@ -253,11 +250,12 @@ func (s *starter) undo(ctx context.Context, err error) error {
 	}
 	ended := errors.Is(err, api.ErrClosed)
 	if ended {
-		console.WaitFor(m.proc.Done(), grace) // it is on its way out, with a status of its own
+		console.WaitFor(m.Done(), grace) // it is on its way out, with a status of its own
 	}
-	ended = ended && m.proc.State() != nil
+	ended = ended && m.State() != nil
 	fault := s.shares.Fault()
 	_ = m.Kill()
+	exit, _ := m.Wait(ctx) // it is over, whatever the context says
 	var refused *api.StatusError
 	switch {
 	case fault != nil && ctx.Err() == nil: // who stops it is not told what ended because of that
@@ -265,7 +263,7 @@ func (s *starter) undo(ctx context.Context, err error) error {
 	case ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded):
 		return &hypervisor.Error{Message: "cloud-hypervisor did not answer" + tail(m.words.All()), Err: cmp.Or(ctx.Err(), err)}
 	case ended:
-		return &hypervisor.Error{Message: "cloud-hypervisor did not start (" + m.exit.how() + ")" + tail(m.words.All())}
+		return &hypervisor.Error{Message: "cloud-hypervisor did not start (" + exit.How() + ")" + tail(m.words.All())}
 	case errors.As(err, &refused):
 		refused.Text = console.OneLine(refused.Text) // its own words, whatever they are
 	}

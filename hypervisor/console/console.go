@@ -5,6 +5,7 @@
 package console
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/internal/launch"
@@ -22,9 +24,9 @@ import (
 // lossOf is what a slow reader is told it lost.
 const lossOf = "console output"
 
-// gather is how long bytes stay in a pipe after some were read: a VMM writes those of
-// a serial port one by one, and being woken for each took a tenth of the time in which
-// a guest boots. 64 KiB have room there (pipe(7)), far more than a guest writes in it.
+// gather is between two reads of a pipe: a VMM writes a serial port's bytes one by one,
+// and being woken for each took a tenth of the time in which a guest boots. 64 KiB have
+// room there (pipe(7)), far more than a guest writes meanwhile.
 const gather = time.Millisecond
 
 // Console is the guest's serial port on this side.
@@ -33,7 +35,8 @@ type Console struct {
 	ours   io.ReadCloser // the VMM's end is the other of this; nil: the VMM writes by itself
 	out    *sink         // where what ours gives goes
 	log    *os.File      // the file behind out, if it is one
-	gather time.Duration // between two reads of a few bytes
+	pace   *rate.Limiter // of reads that bring a few bytes; nil: none
+	finish func()        // of the pace
 	done   chan struct{} // with ours only: closed when all was read
 	socket string        // the socket's path, removed at the end
 }
@@ -80,7 +83,7 @@ func OpenPipe(c vm.Console, id *launch.Identity, w io.Writer) (*Console, error) 
 	if err != nil {
 		return nil, &hypervisor.Error{Message: "the console's pipe", Err: err}
 	}
-	con := &Console{child: child, ours: ours, gather: gather}
+	con := &Console{child: child, ours: ours, pace: rate.NewLimiter(rate.Every(gather), 1)}
 	if c.Mode == vm.ConsoleFile {
 		if con.log, err = openFile(c.Path, id); err != nil {
 			con.Finish(0)
@@ -137,6 +140,8 @@ func (c *Console) Started() {
 		return
 	}
 	c.done = make(chan struct{})
+	over, finish := context.WithCancel(context.Background())
+	c.finish = finish
 	go func() {
 		defer close(c.done)
 		buf := make([]byte, 8<<10)
@@ -146,8 +151,8 @@ func (c *Console) Started() {
 			if err != nil {
 				return
 			}
-			if n < len(buf)/2 {
-				time.Sleep(c.gather)
+			if c.pace != nil && n < len(buf)/2 {
+				_ = c.pace.Wait(over) // once it is over what is left is read at once
 			}
 		}
 	}()
@@ -165,6 +170,7 @@ func (c *Console) closeChild() {
 func (c *Console) Finish(patience time.Duration) {
 	c.closeChild()
 	if c.done != nil {
+		c.finish()
 		WaitFor(c.done, patience)
 	}
 	if c.ours != nil {

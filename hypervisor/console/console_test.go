@@ -3,6 +3,7 @@
 package console
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/vm"
@@ -231,5 +233,35 @@ func TestAppender(t *testing.T) {
 	want := fmt.Sprintf("before\r\n[5 bytes of console output lost: %v]\r\nafter.", unix.ENOSPC)
 	if b, err := os.ReadFile(path); string(b) != want {
 		t.Errorf("%q, want %q, %v", b, want, err)
+	}
+}
+
+// However slowly a pipe is read, all of it is there at the end, and the end does not
+// wait for the pace.
+func TestPipeIsReadToItsEnd(t *testing.T) {
+	var got bytes.Buffer
+	con, err := OpenPipe(vm.Console{Mode: vm.ConsoleStdout}, nil, &got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	con.pace = rate.NewLimiter(rate.Every(time.Hour), 1)
+	w, err := unix.Dup(int(con.Child().Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	vmm := os.NewFile(uintptr(w), "vmm")
+	con.Started()
+	var want []byte
+	for i := range 100 {
+		b := []byte{byte('a' + i%26)}
+		if _, err := vmm.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, b...)
+	}
+	_ = vmm.Close()
+	con.Finish(time.Minute)
+	if !bytes.Equal(got.Bytes(), want) {
+		t.Errorf("%d bytes of %d: %q", got.Len(), len(want), got.Bytes())
 	}
 }

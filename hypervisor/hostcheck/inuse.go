@@ -29,6 +29,15 @@ func (e *InUseError) Error() string {
 // Hint says what to do about it.
 func (e *InUseError) Hint() string { return "stop the other VM, or give this one a disk of its own" }
 
+// BeforeStart is the last look before a VMM is started: the error is vm.Problems if
+// its user may not open something, or an [*InUseError].
+func BeforeStart(spec *vm.Spec, access []vm.Problem) error {
+	if ps := vm.Problems(access).Fatal(); len(ps) > 0 {
+		return ps
+	}
+	return InUse(spec)
+}
+
 // InUse looks for a disk that another VMM has, as far as it says so by a lock, and
 // returns an [*InUseError] then. It only asks: a lock that was taken to find out could
 // make another VM's start fail. What cannot be asked is for the VMM to find out.

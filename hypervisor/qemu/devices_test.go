@@ -98,7 +98,7 @@ func TestDevices(t *testing.T) {
 	m := begin(t, d, l)
 	select {
 	case <-ready.seen:
-	case <-m.(*machine).done:
+	case <-m.(*machine).Over():
 		t.Fatalf("the VM ended: %s", out.log.String())
 	}
 

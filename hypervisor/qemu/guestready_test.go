@@ -105,7 +105,7 @@ func TestReadyOfSystemd(t *testing.T) {
 	m := begin(t, d, l)
 	select {
 	case <-s.ready:
-	case <-m.(*machine).done:
+	case <-m.(*machine).Over():
 		t.Fatalf("the VM ended before: %q\n%s%s", s.all, out.console.String(), out.log.String())
 	}
 	if err := m.Kill(); err != nil {

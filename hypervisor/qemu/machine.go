@@ -10,13 +10,11 @@ import (
 	"net"
 	"os"
 	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/hypervisor/console"
+	"github.com/vmcred/vmcred/hypervisor/process"
 	"github.com/vmcred/vmcred/hypervisor/qemu/qmp"
 	"github.com/vmcred/vmcred/hypervisor/virtiofs"
 	"github.com/vmcred/vmcred/internal/launch"
@@ -28,69 +26,39 @@ const grace = time.Second
 
 // machine is one running QEMU.
 type machine struct {
-	proc    *launch.Process
+	*process.Process
 	qmp     *qmp.Client
 	console *console.Console
 	said    *console.Words
 	shares  *virtiofs.Servers
 	vsock   *link
-	events  chan hypervisor.Event // room for each kind once, so nothing waits for a reader
-	stops   chan struct{}         // QEMU stopped the guest, and nobody has asked why yet
-	asked   chan struct{}         // closed when nobody will ask any more
-	done    chan struct{}         // closed when all is over; exit is set before
-	exit    exit
+	stops   chan struct{} // QEMU stopped the guest, and nobody has asked why yet
+	asked   chan struct{} // closed when nobody will ask any more
 
-	mu      sync.Mutex // guards what follows
-	emitted map[hypervisor.EventKind]bool
-	over    bool // no more events
-	life    life
+	mu   sync.Mutex // guards what follows
+	life life
 }
 
 // life is what QEMU and we said about the VM's end.
 type life struct {
 	reason string // of SHUTDOWN, as "guest-shutdown"
 	asked  bool   // we asked QEMU to end
-	killed bool   // we killed it
 	fault  string // QEMU gave the guest up
-}
-
-// exit is hypervisor.Exit with words.
-type exit hypervisor.Exit
-
-func (e exit) how() string {
-	if e.Signal != "" {
-		return e.Signal
-	}
-	return fmt.Sprintf("exit status %d", e.Code)
 }
 
 // newMachine takes over the process and all that is connected to it.
 func newMachine(proc *launch.Process, control net.Conn, c *console.Console, s *console.Words, shares *virtiofs.Servers, vsock *link) *machine {
 	m := &machine{
-		proc: proc, console: c, said: s, shares: shares, vsock: vsock,
-		events:  make(chan hypervisor.Event, 8),
-		emitted: make(map[hypervisor.EventKind]bool),
-		stops:   make(chan struct{}, 1), asked: make(chan struct{}),
-		done: make(chan struct{}),
+		Process: process.New(proc), console: c, said: s, shares: shares, vsock: vsock,
+		stops: make(chan struct{}, 1), asked: make(chan struct{}),
 	}
 	c.Started()
 	m.qmp = qmp.New(control, m.heard)
 	go m.askWhy()
-	shares.Watch(proc.Done(), func(err error) { m.emit(hypervisor.EventShareLost, err.Error()) })
+	shares.Watch(proc.Done(), func(err error) { m.Emit(hypervisor.EventShareLost, err.Error()) })
 	vsock.daemon.Watch(proc.Done(), func(err error) { s.Line("the VM goes on without vsock: " + err.Error()) })
 	go m.settle()
 	return m
-}
-
-// emit passes each kind on once.
-func (m *machine) emit(kind hypervisor.EventKind, detail string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.over || m.emitted[kind] {
-		return
-	}
-	m.emitted[kind] = true
-	m.events <- hypervisor.Event{Kind: kind, Detail: detail}
 }
 
 // heard is called for each of QEMU's events, in order, by the reader.
@@ -104,11 +72,11 @@ func (m *machine) heard(e qmp.Event) {
 	_ = json.Unmarshal(e.Data, &data) // what is missing or odd stays empty
 	switch e.Name {
 	case "RESUME":
-		m.emit(hypervisor.EventRunning, "")
+		m.Emit(hypervisor.EventRunning, "")
 	case "SHUTDOWN":
 		m.shutdown(data.Reason)
 	case "GUEST_PANICKED":
-		m.emit(hypervisor.EventPanic, "")
+		m.Emit(hypervisor.EventPanic, "")
 	case "BLOCK_IO_ERROR":
 		m.said.Line(fmt.Sprintf("%s: %s error: %s (%s)", data.Node, data.Operation, data.Reason, data.Action))
 	case "STOP":
@@ -135,11 +103,11 @@ func (m *machine) shutdown(reason string) {
 	m.mu.Unlock()
 	switch reason {
 	case "guest-shutdown":
-		m.emit(hypervisor.EventPowerOff, "")
+		m.Emit(hypervisor.EventPowerOff, "")
 	case "guest-reset":
-		m.emit(hypervisor.EventReboot, "")
+		m.Emit(hypervisor.EventReboot, "")
 	case "guest-panic":
-		m.emit(hypervisor.EventPanic, "")
+		m.Emit(hypervisor.EventPanic, "")
 	}
 }
 
@@ -161,7 +129,7 @@ func (m *machine) paused() {
 		m.mu.Lock()
 		m.life.fault = "QEMU gave up the guest: internal error of the accelerator"
 		m.mu.Unlock()
-		_ = m.proc.Kill()
+		_ = m.Process.Process.Kill()
 	case "io-error":
 		m.said.Line("the guest is paused: one of its disks cannot be written; is the file system full?")
 	case "shutdown", "prelaunch":
@@ -169,15 +137,6 @@ func (m *machine) paused() {
 		m.said.Line("the guest is paused: " + now.Status)
 	}
 }
-
-// Events implements [hypervisor.Machine].
-func (m *machine) Events() <-chan hypervisor.Event { return m.events }
-
-// PID implements [hypervisor.Machine].
-func (m *machine) PID() int { return m.proc.PID() }
-
-// Confinement implements [hypervisor.Machine]. QEMU adds a seccomp filter.
-func (m *machine) Confinement() string { return m.proc.Confinement() + ", seccomp" }
 
 // Shutdown presses the power button. It does nothing once the VM has ended.
 func (m *machine) Shutdown(ctx context.Context) error {
@@ -198,9 +157,7 @@ func (m *machine) Quit(ctx context.Context) error {
 		return nil
 	}
 	if connectionLost(err) {
-		if err = m.proc.Signal(unix.SIGTERM); errors.Is(err, os.ErrProcessDone) {
-			return nil
-		}
+		err = m.Terminate()
 	}
 	if err != nil {
 		return fmt.Errorf("asking QEMU to end: %w", err)
@@ -212,7 +169,7 @@ func (m *machine) Quit(ctx context.Context) error {
 func (m *machine) ending() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.life.reason != "" || m.proc.State() != nil
+	return m.life.reason != "" || m.State() != nil
 }
 
 // connectionLost tells a control connection that is of no use any more.
@@ -221,37 +178,9 @@ func connectionLost(err error) bool {
 	return !errors.As(err, &refused) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled)
 }
 
-// Kill ends QEMU at once, also a stopped one.
-func (m *machine) Kill() error {
-	m.mu.Lock()
-	m.life.killed = true
-	m.mu.Unlock()
-	if err := m.proc.Kill(); err != nil {
-		return err
-	}
-	<-m.done
-	return nil
-}
-
-// Wait implements [hypervisor.Machine]. All output has been passed on then, as
-// far as its reader took it.
-func (m *machine) Wait(ctx context.Context) (hypervisor.Exit, error) {
-	select {
-	case <-m.done:
-		return hypervisor.Exit(m.exit), nil
-	default:
-	}
-	select {
-	case <-m.done:
-		return hypervisor.Exit(m.exit), nil
-	case <-ctx.Done():
-		return hypervisor.Exit{}, ctx.Err()
-	}
-}
-
 // settle waits for the process, reads what it left and says how it ended.
 func (m *machine) settle() {
-	<-m.proc.Done()
+	<-m.Done()
 	console.WaitFor(m.qmp.Done(), grace)
 	_ = m.qmp.Close() // its reader, which fills m.stops, is gone then
 	close(m.stops)
@@ -261,20 +190,16 @@ func (m *machine) settle() {
 	m.console.Finish(grace)
 	m.said.Finish(grace)
 	m.mu.Lock()
-	m.exit = m.life.exit(m.proc.State(), m.said.Last())
-	m.over = true
-	close(m.events)
+	e := m.life.exit(m.State(), m.Killed(), m.said.Last())
 	m.mu.Unlock()
-	close(m.done)
+	m.Settle(e)
 }
 
 // exit judges the end: clean is a guest that powered off, and a QEMU that was
 // asked to end, by us or by a SIGTERM as systemd sends it, and did.
-func (l life) exit(state *os.ProcessState, last string) exit {
-	e := exit{Code: state.ExitCode(), Detail: last}
-	if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		e.Code, e.Signal = -1, unix.SignalName(ws.Signal())
-	}
+func (l life) exit(state *os.ProcessState, killed bool, last string) hypervisor.Exit {
+	e := process.Exit(state)
+	e.Detail = last
 	if l.fault != "" {
 		e.Detail = l.fault
 		return e
@@ -286,7 +211,7 @@ func (l life) exit(state *os.ProcessState, last string) exit {
 		e.Reboot = e.Code == 0
 	case "":
 		// A SIGTERM before QEMU handles it, or a quit whose event was lost.
-		e.Clean = l.asked && !l.killed && (e.Code == 0 || e.Signal == "SIGTERM")
+		e.Clean = l.asked && !killed && (e.Code == 0 || e.Signal == "SIGTERM")
 	}
 	return e
 }

@@ -18,7 +18,6 @@ import (
 	"github.com/vmcred/vmcred/hypervisor/qemu/qmp"
 	"github.com/vmcred/vmcred/hypervisor/virtiofs"
 	"github.com/vmcred/vmcred/internal/launch"
-	"github.com/vmcred/vmcred/vm"
 )
 
 // Start starts the VM and returns when the guest runs. It waits for QEMU as
@@ -26,10 +25,7 @@ import (
 // VMM's user may not open what it must, else a
 // *hostcheck.InUseError, an *Error with QEMU's last words, or the context's.
 func (d *Driver) Start(ctx context.Context, l hypervisor.Launch) (hypervisor.Machine, error) {
-	if ps := vm.Problems(d.CheckAccess(l.Spec, l.Info, l.Identity)).Fatal(); len(ps) > 0 {
-		return nil, ps
-	}
-	if err := hostcheck.InUse(l.Spec); err != nil {
+	if err := hostcheck.BeforeStart(l.Spec, d.CheckAccess(l.Spec, l.Info, l.Identity)); err != nil {
 		return nil, err
 	}
 	s := &starter{l: l}
@@ -181,14 +177,14 @@ func (s *starter) converse(ctx context.Context) error {
 	if err := s.feed.release(); err != nil {
 		return err
 	}
-	m.emit(hypervisor.EventDelivered, "")
+	m.Emit(hypervisor.EventDelivered, "")
 	if err := m.vsock.listen(s.l); err != nil {
 		return err
 	}
 	if _, err := m.qmp.Execute(ctx, "cont"); err != nil {
 		return err
 	}
-	m.emit(hypervisor.EventRunning, "")
+	m.Emit(hypervisor.EventRunning, "")
 	return nil
 }
 
@@ -202,9 +198,10 @@ func (s *starter) undo(ctx context.Context, err error) error {
 	}
 	ended := errors.Is(err, qmp.ErrClosed)
 	if ended {
-		console.WaitFor(m.proc.Done(), grace) // it is on its way out, with a status of its own
+		console.WaitFor(m.Done(), grace) // it is on its way out, with a status of its own
 	}
 	_ = m.Kill()
+	exit, _ := m.Wait(ctx) // it is over, whatever the context says
 	if rerr := s.feed.release(); rerr != nil {
 		err = errors.Join(err, rerr)
 	}
@@ -214,7 +211,7 @@ func (s *starter) undo(ctx context.Context, err error) error {
 	case m.shares.Fault() != nil: // QEMU only says that the other side hung up
 		return m.shares.Fault()
 	case ended:
-		return withHint(&Error{Message: "QEMU did not start (" + m.exit.how() + ")" + tail(m.said.All())})
+		return withHint(&Error{Message: "QEMU did not start (" + exit.How() + ")" + tail(m.said.All())})
 	}
 	if refused := (*qmp.CommandError)(nil); errors.As(err, &refused) {
 		refused.Desc = console.OneLine(refused.Desc) // its own words, whatever they are

@@ -213,7 +213,7 @@ func TestVsockIsLost(t *testing.T) {
 	for _, seen := range []chan struct{}{log.seen, ready.seen} {
 		select {
 		case <-seen:
-		case <-m.(*machine).done:
+		case <-m.(*machine).Over():
 			t.Fatalf("the VM ended: %s", log.all.String())
 		}
 	}
