@@ -18,6 +18,9 @@ import (
 // no part of Landlock covers it (prlimit(2)). It can end a runner, but not read it.
 const prlimit = "prlimit"
 
+// sessionKey is the attempt to read a key that a runner has, see giveKey.
+const sessionKey = "session key"
+
 // attempts is everything a taken over VMM may try on another process. Each
 // returns nil if it got through.
 func attempts() map[string]func(pid int) error {
@@ -44,6 +47,7 @@ func attempts() map[string]func(pid int) error {
 		"ptrace threads": ofThreads(func(_, tid int) error { return attach(tid) }),
 		"readv threads":  ofThreads(func(_, tid int) error { return readMemory(tid) }),
 	}
+	all[sessionKey] = func(int) error { return readKey() }
 	all["timers"] = func(pid int) error { return readSome(procPath(pid, "timers")) }
 	for _, file := range []string{"environ", "maps", "smaps", "auxv", "pagemap", "mem", "io", "syscall", "stack"} {
 		all[file] = func(pid int) error { return readSome(procPath(pid, file)) }

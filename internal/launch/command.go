@@ -121,6 +121,11 @@ func (c *Command) explain(at step, errno syscall.Errno) *StartError {
 		if errno == unix.EPERM {
 			e.hint = "only root may have a directory that a process can only read"
 		}
+	case stepKeyring:
+		wrap(stepNames[at])
+		if errno == unix.EDQUOT {
+			e.hint = c.who() + " has as many keys as it may (/proc/key-users): see kernel.keys.maxkeys and kernel.keys.maxbytes"
+		}
 	case stepDirectory:
 		wrap("entering its directory " + c.dir())
 		if errno == unix.EACCES {
@@ -140,6 +145,7 @@ var stepNames = map[step]string{
 	stepReadOnly:     "making %s read-only for it",
 	stepCapabilities: "clearing its capabilities",
 	stepCore:         "limiting its core dumps",
+	stepKeyring:      "making a keyring of its own",
 	stepPrivileges:   "setting no_new_privs",
 	stepLandlock:     "entering a landlock domain",
 	stepDescriptors:  "placing its descriptors",

@@ -59,7 +59,8 @@ type tale struct {
 }
 
 // playRunner starts a VMM, as another user if a uid is given, joins the two
-// standard streams and waits. With "look" it also looks at its VMM from many threads.
+// standard streams and waits. With "look" it also looks at its VMM from many threads;
+// with "keyed" its session has a key, which the VMM finds if it has that session's.
 func playRunner(args []string) error {
 	if err := Harden(); err != nil {
 		return err
@@ -67,8 +68,14 @@ func playRunner(args []string) error {
 	c := &Command{Path: "/proc/self/exe", Env: []string{partEnv + "=vmm"}, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 	look := false
 	for _, uid := range args {
-		if uid == "look" {
+		switch uid {
+		case "look":
 			look = true
+			continue
+		case "keyed":
+			if err := giveKey(); err != nil {
+				return err
+			}
 			continue
 		}
 		n, err := strconv.ParseUint(uid, 10, 32)
