@@ -78,7 +78,16 @@ func (c *Checker) tap(field string, nic vm.Interface) {
 		c.Fault(field+".id", nic.ID+" is an interface, but no tap", cure)
 	} else if multi := tapFlags(nic.ID)&iffMultiQueue != 0; multi != (nic.Pairs > 1) {
 		c.queues(field+".id", nic.ID, multi)
+	} else if anybodys(nic.ID) {
+		c.Warn(field+".id", "the tap "+nic.ID+" is nobody's: every user of this host may attach to it, and be on the VM's network in its place",
+			"make it anew with the user that the VM runs as: "+cure)
 	}
+}
+
+// anybodys says whether a tap has neither an owner nor a group: the kernel lets each
+// user open it, who only has to be there before the VM, or beside it with several queues.
+func anybodys(name string) bool {
+	return netAttribute(name, "owner") == "-1" && netAttribute(name, "group") == "-1"
 }
 
 // queues: the kernel lets nobody attach to a tap with one queue as to one with
