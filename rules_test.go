@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -148,7 +149,7 @@ func sources(t *testing.T, suffixes ...string) []string {
 	t.Helper()
 	out, err := exec.Command("git", "ls-files", "--cached", "--others", "--exclude-standard").Output()
 	if err != nil {
-		t.Skipf("needs a git checkout: %v", err)
+		t.Skipf("SKIPPED: needs a git checkout: %v", err)
 	}
 	var files []string
 	for f := range strings.Lines(string(out)) {
@@ -300,6 +301,7 @@ func root(e ast.Expr) string {
 
 // Nothing of the machines this was written on, and no sleeping in tests.
 func TestWords(t *testing.T) {
+	skips := regexp.MustCompile(`\bt\.Skipf?\((.*)`)
 	for _, f := range sources(t, ".go", ".md", ".sh", "Makefile", ".yaml", ".service") {
 		if f == "rules_test.go" {
 			continue
@@ -311,8 +313,11 @@ func TestWords(t *testing.T) {
 		if strings.HasSuffix(f, "_test.go") && bytes.Contains(b, []byte("time.Sleep(")) {
 			t.Errorf("%s sleeps: wait for the event", f)
 		}
-		if bytes.Contains(b, []byte("t.Skip()")) {
-			t.Errorf("%s skips without saying what it needs", f)
+		// scripts/test shows what stands behind this word.
+		for _, m := range skips.FindAllSubmatch(b, -1) {
+			if !bytes.HasPrefix(m[1], []byte(`"SKIPPED`)) {
+				t.Errorf("%s: a skip has to begin with SKIPPED and say what it needs: %s", f, m[0])
+			}
 		}
 	}
 }

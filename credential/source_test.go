@@ -276,7 +276,7 @@ func TestStickyDirectory(t *testing.T) {
 
 func TestFileOfSomeoneElse(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to make files of other users")
+		t.Skip("SKIPPED: needs root, to make files of other users")
 	}
 	d := dir(t)
 	path := write(t, d+"/x", []byte("x"))
@@ -303,7 +303,7 @@ func TestFileOfSomeoneElse(t *testing.T) {
 // The running user may own the file; root's are fine for everyone.
 func TestOrdinaryUser(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to become an ordinary user")
+		t.Skip("SKIPPED: needs root, to become an ordinary user")
 	}
 	d, err := os.MkdirTemp("/tmp", "credential-")
 	must(t, err)

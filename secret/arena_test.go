@@ -171,7 +171,7 @@ func TestArenaKeepsValuesApart(t *testing.T) {
 			},
 			"base64": func(t *rapid.T) {
 				if len(all) == 0 {
-					t.Skip("needs a value that was made before")
+					t.Skip("SKIPPED: needs a value that was made before")
 				}
 				p := rapid.SampledFrom(all).Draw(t, "value")
 				v, err := a.Base64(p.v)
@@ -182,7 +182,7 @@ func TestArenaKeepsValuesApart(t *testing.T) {
 			},
 			"wipe": func(t *rapid.T) {
 				if len(all) == 0 {
-					t.Skip("needs a value that was made before")
+					t.Skip("SKIPPED: needs a value that was made before")
 				}
 				i := rapid.IntRange(0, len(all)-1).Draw(t, "which")
 				s := all[i].v.s

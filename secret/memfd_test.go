@@ -88,7 +88,7 @@ func wantFlags(t *testing.T, name string, flags ...string) {
 func TestPagesAreLocked(t *testing.T) {
 	v := testValue(t, testArena(t), plain)
 	if v.s.a.Kind() != "memfd_secret" {
-		t.Skip("this kernel has no memfd_secret (Linux 5.14, before 6.5 with secretmem.enable=1)")
+		t.Skip("SKIPPED: this kernel has no memfd_secret (Linux 5.14, before 6.5 with secretmem.enable=1)")
 	}
 	wantFlags(t, "secretmem", "lo", "dd", "dc")
 }
@@ -138,7 +138,7 @@ func TestReleaseWipesForAllHolders(t *testing.T) {
 
 func TestMemfdForAnotherUser(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: gives a file to another user")
+		t.Skip("SKIPPED: needs root: gives a file to another user")
 	}
 	m, err := NewMemfd("vmcred-test", Rope{{Secret: testValue(t, testArena(t), plain)}})
 	if err != nil {

@@ -37,7 +37,7 @@ func vmUser(t *testing.T) *launch.Identity {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: run the test as root to see it with another user")
+		t.Skip("SKIPPED: needs root: run the test as root to see it with another user")
 	}
 }
 

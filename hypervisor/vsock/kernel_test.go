@@ -19,7 +19,7 @@ func kernel(t *testing.T, own, cid uint32) net.Listener {
 	l, err := listenKernel(own, cid, AnyPort)
 	var failed *KernelError
 	if errors.As(err, &failed) {
-		t.Skipf("this kernel has no vsock for the test (modprobe vsock_loopback): %v", err)
+		t.Skipf("SKIPPED: this kernel has no vsock for the test (modprobe vsock_loopback): %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +117,7 @@ func TestListenKernelIsTheHost(t *testing.T) {
 		if failed.Hint() == "" {
 			t.Error("it does not say what to do")
 		}
-		t.Skipf("this kernel is no vsock host (modprobe vhost_vsock): %v", err)
+		t.Skipf("SKIPPED: this kernel is no vsock host (modprobe vhost_vsock): %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -52,7 +52,7 @@ func (c *cast) butOfOneUser() []string {
 func needLandlock(t *testing.T, c *cast) {
 	t.Helper()
 	if !strings.Contains(c.Confinement, ", landlock with") {
-		t.Skipf("needs a kernel with Landlock: %s", c.Confinement)
+		t.Skipf("SKIPPED: needs a kernel with Landlock: %s", c.Confinement)
 	}
 }
 

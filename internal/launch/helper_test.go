@@ -227,6 +227,6 @@ func (c *cast) try(t *testing.T, name string, pid int) string {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: it starts processes of other users")
+		t.Skip("SKIPPED: needs root: it starts processes of other users")
 	}
 }

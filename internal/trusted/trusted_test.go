@@ -82,7 +82,7 @@ func TestALinkOfTheSameDirectory(t *testing.T) {
 // sticky directory.
 func TestPlace(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can make another user's directory")
+		t.Skip("SKIPPED: only root can make another user's directory")
 	}
 	path := private(t)
 	at := func(name string) string { return filepath.Join(path, name) }
