@@ -61,6 +61,8 @@ var mayImport = map[string][]string{
 	"hypervisor/vsock":               {"internal/launch"},
 	"shim":                           {"vm"},
 	"audit":                          {"secret"},
+	"store":                          {"secret"},
+	"broker/wire":                    {"secret"},
 	"runner":                         {"hypervisor", "vm", "delivery", "secret", "credential", "ready", "state", "internal/launch"},
 	"internal/cli":                   {"*"},
 	"internal/man":                   {"internal/cli"},
@@ -75,6 +77,7 @@ var mayNotReach = map[string][]string{
 	"audit":    {"net", "os/exec"},
 	"vm":       {"os/exec", "net"},
 	"shim":     {"os/exec", "net"},
+	"store":    {"os/exec", "net"},
 }
 
 type pkg struct {
