@@ -304,6 +304,7 @@ func (r *run) stop(m hypervisor.Machine) {
 		{m.Quit, 5 * time.Second, r.Spec.Hypervisor + " did not end", "killing it"},
 	}
 	for _, s := range steps {
+		began := time.Now()
 		if r.ended(m, s.do, s.wait) {
 			return
 		}
@@ -311,7 +312,7 @@ func (r *run) stop(m hypervisor.Machine) {
 			r.Log.Warn("not waiting any longer: " + s.next)
 			continue
 		}
-		r.Log.Warn(fmt.Sprintf("%s in %s: %s", s.what, s.wait, s.next))
+		r.Log.Warn(fmt.Sprintf("%s in %s: %s", s.what, time.Since(began).Round(time.Second), s.next))
 	}
 	if err := m.Kill(); err != nil {
 		r.Log.Error("kill the hypervisor", "error", err)

@@ -440,5 +440,8 @@ func TestAVMMThatCannotBeAsked(t *testing.T) {
 		if took := time.Since(began); took != notAsked {
 			t.Errorf("it took %v, want %v", took, notAsked)
 		}
+		if !strings.Contains(f.log.String(), "did not power off in 5s") {
+			t.Errorf("the log does not say how long it was waited:\n%s", f.log.String())
+		}
 	})
 }
