@@ -212,10 +212,16 @@ func TestChannelsOfCloudHypervisorAreDocumented(t *testing.T) {
 	}
 }
 
-// Every YAML block is a VM's file, whole, and without a problem.
+// Every YAML block is a VM's file or the host's, whole, and without a problem.
 func TestYAMLBlocksAreFiles(t *testing.T) {
 	for _, p := range pages(t) {
 		for _, b := range p.ofLang("yaml") {
+			if b.isHostFile() {
+				if h, problems := config.ParseHost(hostFile, []byte(b.text())); h == nil {
+					t.Errorf("%s: %v", b.where, problems)
+				}
+				continue
+			}
 			for _, problem := range second(config.Parse("/x/test-vm.yaml", []byte(b.text()))) {
 				t.Errorf("%s: %v (%s)", b.where, problem.Error(), problem.Hint)
 			}

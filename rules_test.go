@@ -35,7 +35,7 @@ var mayImport = map[string][]string{
 	"internal/kvm":     {},
 	"internal/trusted": {},
 	"credential":       {"secret", "internal/trusted"},
-	"unit":             {"vm", "credential"},
+	"unit":             {"vm", "credential", "broker/wire"},
 	"config":           {"vm", "credential", "internal/trusted"},
 	"check":            {"vm", "credential", "unit"},
 	"delivery":         {"secret", "credential"},

@@ -184,6 +184,24 @@ func (d *decoder) path(to *string) func(string, *node) {
 	}
 }
 
+// folder is path for a directory, whose "/" at the end says nothing more.
+func (d *decoder) folder(to *string) func(string, *node) {
+	return func(path string, n *node) {
+		var s string
+		d.str(&s)(path, n)
+		if n.kind != kindScalar || n.typ != typeString {
+			return
+		}
+		if short := strings.TrimRight(s, "/"); short != "" {
+			s = short
+		} else if s != "" {
+			*to = "/"
+			return
+		}
+		*to = d.resolve(path, s)
+	}
+}
+
 // integer reads a whole number in decimal.
 func (d *decoder) integer(lo, hi int64, set func(int64)) func(string, *node) {
 	return func(path string, n *node) {

@@ -17,13 +17,17 @@ import (
 type Host struct {
 	File  string // its path; empty: there is none
 	Audit string // the audit log, an absolute path; empty: not said
+	Vars  string // the folder of `var:` sources, an absolute path; empty: not said
+	// Sources are the folders that a `file:` source may be in, absolute paths; nil:
+	// not said, which is DefaultSources.
+	Sources []string
 }
 
 // hostName is the name of the host's file, without its ending.
 const hostName = "vmcred"
 
 // laterHostKeys decode one day, and are refused by name until then.
-func laterHostKeys() []string { return []string{"key", "machine", "signers", "vars"} }
+func laterHostKeys() []string { return []string{"key", "machine", "signers"} }
 
 // LoadHost reads the host's file: /etc/vmcred/vmcred.yaml for root, an ordinary
 // user's $XDG_CONFIG_HOME/vmcred/vmcred.yaml; or .json. If there is none, nothing
@@ -33,7 +37,11 @@ func LoadHost(uid int, getenv func(string) string) (*Host, vm.Problems) {
 	if err != nil {
 		return &Host{}, nil // without a home there is no such file
 	}
-	dir := filepath.Dir(vms)
+	return LoadHostIn(filepath.Dir(vms))
+}
+
+// LoadHostIn reads the host's file in dir, the directory above the VMs'.
+func LoadHostIn(dir string) (*Host, vm.Problems) {
 	var found []string
 	for _, ext := range []string{".yaml", ".json"} {
 		path := filepath.Join(dir, hostName+ext)
@@ -86,6 +94,15 @@ func (d *decoder) hostTop(n *node, h *Host) {
 	f := fields{
 		"version": d.integer(1, 1, func(v int64) { version = v }),
 		"audit":   d.path(&h.Audit),
+		"vars":    d.folder(&h.Vars),
+		"sources": func(path string, n *node) {
+			h.Sources = []string{} // an empty list allows none
+			d.list(path, n, func(sub string, c *node) {
+				var dir string
+				d.folder(&dir)(sub, c)
+				h.Sources = append(h.Sources, dir)
+			})
+		},
 	}
 	for _, k := range laterHostKeys() {
 		f[k] = func(path string, _ *node) {

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestHostFile(t *testing.T) {
@@ -24,14 +26,29 @@ func TestHostFile(t *testing.T) {
 	}
 }
 
+func TestHostFolders(t *testing.T) {
+	for text, want := range map[string]Host{
+		"": {}, "vars: /x\n": {Vars: "/x"}, "vars: /x//y/\n": {Vars: "/x/y"}, "vars: v/\n": {Vars: "/etc/vmcred/v"}, "vars: //\n": {Vars: "/"},
+		"sources: []\n": {Sources: []string{}}, "sources: [/a/, b/../c, /]\n": {Sources: []string{"/a", "/etc/vmcred/c", "/"}},
+	} {
+		h, problems := ParseHost("/etc/vmcred/vmcred.yaml", []byte("version: 1\n"+text))
+		want.File = "/etc/vmcred/vmcred.yaml"
+		if diff := cmp.Diff(&want, h); diff != "" || len(problems) > 0 {
+			t.Errorf("%q: %v\n%s", text, problems, diff)
+		}
+	}
+}
+
 func TestHostFileIsRefused(t *testing.T) {
 	for text, want := range map[string][]string{
 		"": {"the file is empty"}, "audit: /x\n": {"version: this key is missing"}, "version: 2\n": {"2 is out of range"},
 		"version: 1\naudti: /x\n": {"audti: there is no such key"}, "version: 1\naudit: 3\n": {"this must be a string"},
 		"version: 1\naudit: \"\"\n": {"this path is empty"}, "version: 1\naudit: /var/log/\n": {"this path ends in /"},
+		"version: 1\nvars: \"\"\n": {"this path is empty"}, "version: 1\nvars: ~/x\n": {"~ is not a directory"}, "version: 1\nvars: [x]\n": {"this must be a string"},
+		"version: 1\nsources: /x\n": {"this must be a list"}, "version: 1\nsources: [3, \"\"]\n": {"sources[0]: this must be a string", "sources[1]: this path is empty"},
 		"version: 1\naudit:\n": {"this key has no value"}, "version: 1\n---\nversion: 1\n": {"more than one document"},
-		"version: 1\nvars: x\nkey: x\nmachine: x\nsigners: [x]\nhypervisor: qemu\n": {
-			"vars: this key is not read yet", "key: this key is not read yet", "machine: this key is not read yet", "signers: this key is not read yet", "hypervisor: there is no such key",
+		"version: 1\nkey: x\nmachine: x\nsigners: [x]\nhypervisor: qemu\n": {
+			"key: this key is not read yet", "machine: this key is not read yet", "signers: this key is not read yet", "hypervisor: there is no such key",
 		},
 	} {
 		h, problems := ParseHost("/etc/vmcred/vmcred.yaml", []byte(text))
@@ -93,6 +110,7 @@ func TestHostFileIsFound(t *testing.T) {
 
 func FuzzParseHost(f *testing.F) {
 	f.Add([]byte("version: 1\naudit: /x\n"), true)
+	f.Add([]byte("version: 1\nvars: v\nsources: [/a/, b]\n"), true)
 	f.Add([]byte(`{"version": 1, "audit": "/x"}`), false)
 	f.Fuzz(func(t *testing.T, b []byte, yaml bool) {
 		path := "/etc/vmcred/vmcred.json"
@@ -100,8 +118,16 @@ func FuzzParseHost(f *testing.F) {
 			path = "/etc/vmcred/vmcred.yaml"
 		}
 		h, problems := ParseHost(path, b)
-		if (h == nil) != (len(problems) > 0) || h != nil && h.Audit != "" && !filepath.IsAbs(h.Audit) {
-			t.Errorf("%+v, %v", h, problems)
+		if (h == nil) != (len(problems) > 0) {
+			t.Fatalf("%+v, %v", h, problems)
+		}
+		if h == nil {
+			return
+		}
+		for _, p := range append(h.AllowedSources(), h.Audit, h.Vars) {
+			if p != "" && (!filepath.IsAbs(p) || filepath.Clean(p) != p) {
+				t.Errorf("%q: %+v", p, h)
+			}
 		}
 	})
 }

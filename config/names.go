@@ -11,8 +11,9 @@ import (
 	"github.com/vmcred/vmcred/vm"
 )
 
-// varForm is GENERATOR/FILE of a tree of vars.
-var varForm = pattern(`^[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
+// varForm is GENERATOR/FILE: each the name of a file, and none that a shell, a link
+// or a store's own files could be taken for.
+var varForm = pattern(`^[A-Za-z0-9][A-Za-z0-9._-]{0,254}/[A-Za-z0-9][A-Za-z0-9._-]{0,254}$`)
 
 // validateNames checks every credential's names and that each reaches the
 // guest under a name of its own.
@@ -47,6 +48,11 @@ func (d *decoder) validateCredential(path string, c vm.Credential) {
 		d.fail(path, "this is the name that LoadCredential= has: use a-z, 0-9 and -", "%v", err)
 		return
 	}
+	if c.Host == credential.TransferList {
+		d.at[path] = c.Pos
+		d.fail(path, "give it another name; as: keeps the one in the guest", "this name is vmcred's own: the broker hands out the list of what a unit gets under it")
+		return
+	}
 	named := path
 	if d.has(join(path, "as")) {
 		named = join(path, "as")
@@ -57,7 +63,7 @@ func (d *decoder) validateCredential(path string, c vm.Credential) {
 	switch c.Source.Kind {
 	case vm.SourceVar:
 		if !varForm().MatchString(c.Source.Path) {
-			d.fail(join(path, "var"), "write GENERATOR/FILE, as test-vm-secrets/api-key", "this does not name a generator's file")
+			d.fail(join(path, "var"), "write GENERATOR/FILE, as test-vm-secrets/api-key: letters, digits, \".\", \"_\" and \"-\"", "this does not name a generator's file")
 		}
 	case vm.SourceSOPS:
 		if c.Source.Key == "" {

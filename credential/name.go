@@ -65,6 +65,11 @@ func (e *NameError) Hint() string {
 	return `a name is 1 to 255 printable ASCII characters without "/" and ":"`
 }
 
+// TransferList is the credential that holds, for a unit that is not ours, what the broker
+// hands to it beside: names, lengths and keyed digests. No VM's file may declare one of
+// this name.
+const TransferList = "vmcred.transfer-list"
+
 // CheckName returns a *NameError if systemd would not take name for a
 // credential's name: it must be a file name (1 to 255 bytes, no "/", not "."
 // or "..") and a descriptor name (no control characters, nothing above ASCII,

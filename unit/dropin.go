@@ -6,11 +6,13 @@ import (
 	"bytes"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/vmcred/vmcred/broker/wire"
 	"github.com/vmcred/vmcred/credential"
 	"github.com/vmcred/vmcred/vm"
 )
@@ -49,15 +51,27 @@ func UserCommand(name string) string {
 	return "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin " + User(name)
 }
 
+// BrokerSocket is the unit of the socket that systemd asks for credentials.
+const BrokerSocket = "vmcred-broker.socket"
+
 // DropIn returns the drop-in for the unit that runs a VM: one line for each
-// credential whose source systemd itself can read, a comment for each other.
+// credential whose source systemd itself can read, a comment for each other. A unit
+// that is no instance of our template has the values of the store from the broker's
+// socket, and a transfer list beside them; in one of ours the runner asks for them.
+// Whether a `file:` source may be where it is, is not looked at: config.Host knows.
 func DropIn(spec *vm.Spec) ([]byte, error) {
 	var b bytes.Buffer
 	header(&b, spec)
 	for _, c := range spec.Credentials {
-		if err := line(&b, spec.Unit, c); err != nil {
+		if err := line(&b, spec, c); err != nil {
 			return nil, err
 		}
+	}
+	if asksBroker(spec) {
+		if err := transferList(&b, spec.Unit); err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(&b, "\n[Unit]\nWants=%[1]s\nAfter=%[1]s\n", BrokerSocket)
 	}
 	if isOurs(spec) {
 		access(&b, spec)
@@ -73,6 +87,26 @@ func DropIn(spec *vm.Spec) ([]byte, error) {
 
 // isOurs is true if the VM runs in an instance of our template.
 func isOurs(spec *vm.Spec) bool { return spec.Unit == OwnUnit(spec.Name) }
+
+// asksBroker is true if systemd itself asks the broker for credentials of the VM's unit.
+func asksBroker(spec *vm.Spec) bool {
+	return !isOurs(spec) && slices.ContainsFunc(spec.Credentials, func(c vm.Credential) bool { return c.Source.Kind == vm.SourceVar })
+}
+
+// transferList writes the line for the list, without which a receiver cannot tell a value
+// from one that was cut on the way.
+func transferList(b *bytes.Buffer, unit string) error {
+	if n := len(unit) + len(credential.TransferList) - maxUnitAndID; n > 0 {
+		return &DropInError{
+			Credential: credential.TransferList,
+			Message:    fmt.Sprintf("it goes along with every value of var:, and its name and the unit's are %d bytes together, and systemd takes %d", n+maxUnitAndID, maxUnitAndID),
+			Tip:        fmt.Sprintf("shorten the unit's name by %d characters", n),
+		}
+	}
+	fmt.Fprintf(b, "# What came from the broker, to be compared with: vmcred run --expect-transfer-list does.\n")
+	fmt.Fprintf(b, "LoadCredential=%s:%s\n", credential.TransferList, wire.LoadSocket)
+	return nil
+}
 
 // access opens what the template keeps shut: files the VM writes to outside of
 // /var/lib/vmcred, and disks that are devices.
@@ -122,34 +156,43 @@ func header(b *bytes.Buffer, spec *vm.Spec) {
 	b.WriteString("\n[Service]\n")
 }
 
-func line(b *bytes.Buffer, unit string, c vm.Credential) error {
+func line(b *bytes.Buffer, spec *vm.Spec, c vm.Credential) error {
 	fail := func(tip, format string, args ...any) error {
 		return &DropInError{Credential: c.Host, Message: fmt.Sprintf(format, args...), Tip: tip}
 	}
 	if err := credential.CheckName(c.Host); err != nil {
 		return fail("use a-z, 0-9 and -", "%v", err)
 	}
-	if n := len(unit) + len(c.Host); n > maxUnitAndID {
-		return fail(fmt.Sprintf("shorten it by %d characters; as: keeps its name in the guest", n-maxUnitAndID),
-			"the unit's name and the credential's are %d bytes together, and systemd takes %d", n, maxUnitAndID)
-	}
-	key := "LoadCredential"
+	key, path := "LoadCredential", c.Source.Path
 	switch c.Source.Kind {
 	case vm.SourceFile:
 	case vm.SourceEncrypted:
 		key = "LoadCredentialEncrypted"
+	case vm.SourceVar:
+		if isOurs(spec) {
+			fmt.Fprintf(b, "# %s is %s of the host's vars: the runner asks the broker for it.\n", c.Host, path)
+			return nil
+		}
+		fmt.Fprintf(b, "# %s of the host's vars:\n", path)
+		path = wire.LoadSocket
 	case vm.SourceUnit:
-		fmt.Fprintf(b, "# %s has no source in the VM's file. Give it one, here or in another drop-in:\n", c.Host)
-		fmt.Fprintf(b, "#LoadCredential=%s:/path/to/its/file\n", escapeID(c.Host))
-		return nil
 	default:
 		fmt.Fprintf(b, "# %s comes from %s:, which systemd cannot read.\n", c.Host, c.Source.Kind)
 		return nil
 	}
-	if why := badPath(c.Source.Path); why != "" {
-		return fail("give the file another name, or make a link to it", "its path %q %s", c.Source.Path, why)
+	if n := len(spec.Unit) + len(c.Host); n > maxUnitAndID {
+		return fail(fmt.Sprintf("shorten it by %d characters; as: keeps its name in the guest", n-maxUnitAndID),
+			"the unit's name and the credential's are %d bytes together, and systemd takes %d", n, maxUnitAndID)
 	}
-	fmt.Fprintf(b, "%s=%s:%s\n", key, escapeID(c.Host), strings.ReplaceAll(c.Source.Path, "%", "%%"))
+	if c.Source.Kind == vm.SourceUnit {
+		fmt.Fprintf(b, "# %s has no source in the VM's file. Give it one, here or in another drop-in:\n", c.Host)
+		fmt.Fprintf(b, "#LoadCredential=%s:/path/to/its/file\n", escapeID(c.Host))
+		return nil
+	}
+	if why := badPath(path); why != "" {
+		return fail("give the file another name, or make a link to it", "its path %q %s", path, why)
+	}
+	fmt.Fprintf(b, "%s=%s:%s\n", key, escapeID(c.Host), strings.ReplaceAll(path, "%", "%%"))
 	return nil
 }
 

@@ -3,6 +3,7 @@
 package unit
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -43,7 +44,7 @@ func TestDropIn(t *testing.T) {
 #   systemctl daemon-reload
 
 [Service]
-# host-api-key comes from var:, which systemd cannot read.
+# host-api-key is g/f of the host's vars: the runner asks the broker for it.
 LoadCredential=host-db-password:/run/secrets/db 100%%
 # host-jwt-secret has no source in the VM's file. Give it one, here or in another drop-in:
 #LoadCredential=host-jwt-secret:/path/to/its/file
@@ -63,6 +64,63 @@ TimeoutStopSec=50
 	}
 }
 
+// TestDropInForeign: a unit that is not ours has the values of the store from the
+// broker's socket, with the list of them.
+func TestDropInForeign(t *testing.T) {
+	s := spec(
+		vm.Credential{Host: "host-api-key", Source: vm.Source{Kind: vm.SourceVar, Path: "g/f"}},
+		vm.Credential{Host: "host-db-password", Source: vm.Source{Kind: vm.SourceFile, Path: "/run/secrets/db"}},
+	)
+	s.Unit = "microvm@test-vm.service"
+	got, err := DropIn(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `
+[Service]
+# g/f of the host's vars:
+LoadCredential=host-api-key:/run/vmcred/broker.sock
+LoadCredential=host-db-password:/run/secrets/db
+# What came from the broker, to be compared with: vmcred run --expect-transfer-list does.
+LoadCredential=vmcred.transfer-list:/run/vmcred/broker.sock
+
+[Unit]
+Wants=vmcred-broker.socket
+After=vmcred-broker.socket
+`
+	if _, after, _ := strings.Cut(string(got), "daemon-reload\n"); after != want {
+		t.Error(cmp.Diff(want, after))
+	}
+	s.Credentials = s.Credentials[1:] // no var:, no broker
+	if got, err := DropIn(s); err != nil || strings.Contains(string(got), "broker") {
+		t.Errorf("%v\n%s", err, got)
+	}
+}
+
+// TestDropInOwnVar: what the runner asks for has no line, and so no limit of a line's.
+func TestDropInOwnVar(t *testing.T) {
+	long := strings.Repeat("n", 200)
+	got, err := DropIn(spec(vm.Credential{Host: long, Source: vm.Source{Kind: vm.SourceVar, Path: "g/f"}}))
+	if err != nil || !strings.Contains(string(got), "# "+long+" is g/f") || strings.Contains(string(got), "LoadCredential") {
+		t.Errorf("%v\n%s", err, got)
+	}
+}
+
+// TestDropInLongUnit: the list's name has to fit behind the unit's, too.
+func TestDropInLongUnit(t *testing.T) {
+	s := spec(vm.Credential{Host: "a", Source: vm.Source{Kind: vm.SourceVar, Path: "g/f"}})
+	s.Unit = strings.Repeat("u", 63-len(".service")) + ".service"
+	if _, err := DropIn(s); err != nil {
+		t.Error(err)
+	}
+	s.Unit = "uu" + s.Unit
+	_, err := DropIn(s)
+	var d *DropInError
+	if !errors.As(err, &d) || !strings.Contains(d.Message, "are 85 bytes together, and systemd takes 83") || d.Hint() != "shorten the unit's name by 2 characters" {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestDropInRefuses(t *testing.T) {
 	file := func(host, path string) vm.Credential {
 		return vm.Credential{Host: host, Source: vm.Source{Kind: vm.SourceFile, Path: path}}
@@ -78,6 +136,8 @@ func TestDropInRefuses(t *testing.T) {
 		{file("a", "x"), "not absolute"},
 		{file("a:b", "/x"), "a:b"},
 		{file(strings.Repeat("n", 62), "/x"), "84 bytes together, and systemd takes 83"},
+		{vm.Credential{Host: strings.Repeat("n", 62), Source: vm.Source{Kind: vm.SourceUnit}}, "84 bytes together"},
+		{vm.Credential{Host: strings.Repeat("n", 62), Source: vm.Source{Kind: vm.SourceEncrypted, Path: "/x"}}, "84 bytes together"},
 	} {
 		out, err := DropIn(spec(c.cred))
 		if out != nil || err == nil || !strings.Contains(err.Error(), c.want) {
@@ -95,6 +155,7 @@ func TestDropInRoundTrip(t *testing.T) {
 	path := rapid.StringMatching(`(/[ !-.0-~äß%\\:"']{1,12}){1,3}`)
 	rapid.Check(t, func(t *rapid.T) {
 		kinds := []vm.SourceKind{vm.SourceFile, vm.SourceEncrypted, vm.SourceUnit, vm.SourceVar}
+		foreign := rapid.Bool().Draw(t, "foreign")
 		var creds []vm.Credential
 		want := map[string]string{}
 		for _, host := range rapid.SliceOfNDistinct(name, 0, 6, rapid.ID[string]).Draw(t, "names") {
@@ -105,9 +166,18 @@ func TestDropInRoundTrip(t *testing.T) {
 				want[host] = "LoadCredential " + c.Source.Path
 			case vm.SourceEncrypted:
 				want[host] = "LoadCredentialEncrypted " + c.Source.Path
+			case vm.SourceVar:
+				if foreign {
+					want[host] = "LoadCredential /run/vmcred/broker.sock"
+					want["vmcred.transfer-list"] = want[host]
+				}
 			}
 		}
-		text, err := DropIn(spec(creds...))
+		s := spec(creds...)
+		if foreign {
+			s.Unit = "x.service"
+		}
+		text, err := DropIn(s)
 		if err != nil {
 			return // refused is fine; wrong is not
 		}
@@ -116,7 +186,7 @@ func TestDropInRoundTrip(t *testing.T) {
 			t.Fatalf("%s\n%v", text, problems)
 		}
 		got := map[string]string{}
-		for _, r := range Requests("vmcred@test-vm.service", as) {
+		for _, r := range Requests(s.Unit, as) {
 			if r.Dynamic {
 				t.Fatalf("a specifier is left: %+v\n%s", r, text)
 			}

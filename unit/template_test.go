@@ -12,20 +12,21 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmcred/vmcred/broker/wire"
 	"github.com/vmcred/vmcred/config"
 	"github.com/vmcred/vmcred/vm"
 )
 
 const template = "../systemd/vmcred@.service"
 
-// settings reads the template: key → its values in order.
-func settings(t *testing.T) map[string][]string {
+// settings reads a unit of ours: key → its values in order.
+func settings(t *testing.T, path string) map[string][]string {
 	t.Helper()
-	text, err := os.ReadFile(template)
+	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	as, problems := Parse(template, text)
+	as, problems := Parse(path, text)
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
@@ -38,12 +39,12 @@ func settings(t *testing.T) map[string][]string {
 
 // TestTemplate holds what the runner and the facts about systemd depend on.
 func TestTemplate(t *testing.T) {
-	have := settings(t)
+	have := settings(t, template)
 	for key, want := range map[string]string{
 		"Type": "notify", "NotifyAccess": "main", "User": "vmcred-%i", "ExecStart": "@BINDIR@/vmcred run %i",
 		"RuntimeDirectory": "vmcred/%i", "RuntimeDirectoryMode": "0700", "RuntimeDirectoryPreserve": "yes", "Restart": "on-failure",
 		"RestartForceExitStatus": "133", "RestartPreventExitStatus": "78 243", "KillMode": "mixed",
-		"Wants": "vmcred-user@%i.service", "PartOf": "vmcred.target",
+		"Wants": "vmcred-user@%i.service vmcred-broker.socket vmcred-runner.socket", "PartOf": "vmcred.target",
 		"MemorySwapMax": "0", "LimitCORE": "1", "CapabilityBoundingSet": "", "Environment": "XDG_CONFIG_HOME=/etc",
 		"ReadWritePaths": "-" + strings.TrimSuffix(templateWrites, "/"),
 	} {
@@ -92,10 +93,6 @@ func instance(t *testing.T) string {
 		t.Skip("SKIPPED, the unit was not verified: needs systemd-analyze (package systemd)")
 	}
 	dir := t.TempDir()
-	text, err := os.ReadFile(template)
-	if err != nil {
-		t.Fatal(err)
-	}
 	put := func(name, text string, mode os.FileMode) {
 		path := filepath.Join(dir, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), mode)); err != nil {
@@ -103,25 +100,28 @@ func instance(t *testing.T) string {
 		}
 	}
 	put("vmcred", "#!/bin/sh\n", 0o755)
-	put("vmcred@.service", strings.ReplaceAll(string(text), "@BINDIR@", dir), 0o644)
 	drop, err := DropIn(awkward())
 	if err != nil {
 		t.Fatal(err)
 	}
 	put("vmcred@x.service.d/vmcred.conf", string(drop), 0o644)
-	for _, name := range []string{"vmcred-share-lost@.service", "vmcred-user@.service", "vmcred-share-user@.service", "vmcred.target"} {
-		text, err := os.ReadFile(filepath.Join(filepath.Dir(template), name))
+	all, err := filepath.Glob("../systemd/vmcred*")
+	if err != nil || len(all) == 0 {
+		t.Fatal(all, err)
+	}
+	for _, path := range all {
+		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		put(name, string(text), 0o644)
+		put(filepath.Base(path), strings.ReplaceAll(string(text), "@BINDIR@", dir), 0o644)
 	}
 	return filepath.Join(dir, "vmcred@x.service")
 }
 
 func TestTemplateVerifies(t *testing.T) {
 	path := instance(t)
-	for _, name := range []string{filepath.Base(path), "vmcred-user@x.service", "vmcred-share-user@x.service", "vmcred-share-lost@x.service", Target} {
+	for _, name := range []string{filepath.Base(path), "vmcred-user@x.service", "vmcred-share-user@x.service", "vmcred-share-lost@x.service", "vmcred-broker.service", BrokerSocket, "vmcred-runner.socket", Target} {
 		verify(t, filepath.Join(filepath.Dir(path), name))
 	}
 }
@@ -135,11 +135,35 @@ func verify(t *testing.T, path string) {
 	}
 }
 
-// TestTemplateExposure keeps the units shut: at most 2.0 of 10, and those that make
-// users, as root, at most 1.4.
+// TestBroker holds what the broker, runners and systemd have to agree on.
+func TestBroker(t *testing.T) {
+	for path, want := range map[string]map[string]string{
+		"../systemd/" + BrokerSocket:      {"ListenStream": wire.LoadSocket, "SocketMode": "0600", "FileDescriptorName": "load", "Service": "vmcred-broker.service", "WantedBy": "sockets.target"},
+		"../systemd/vmcred-runner.socket": {"ListenStream": wire.Socket, "SocketMode": "0666", "FileDescriptorName": "runner", "Service": "vmcred-broker.service", "WantedBy": "sockets.target"},
+		"../systemd/vmcred-broker.service": {
+			"Type": "notify", "ExecStart": "@BINDIR@/vmcred broker", "Sockets": "vmcred-broker.socket vmcred-runner.socket", "StartLimitIntervalSec": "0", "Restart": "on-failure",
+			"MemorySwapMax": "0", "LimitMEMLOCK": "infinity", "LimitCORE": "1", "CapabilityBoundingSet": "", "LogsDirectory": "vmcred", "RuntimeDirectory": "vmcred/.broker", "RuntimeDirectoryPreserve": "yes",
+		},
+	} {
+		have := settings(t, path)
+		for key, value := range want {
+			if got := have[key]; len(got) != 1 || got[0] != value {
+				t.Errorf("%s: %s=%q, want %q", path, key, got, value)
+			}
+		}
+		for _, never := range []string{"User", "PrivateUsers", "ProtectProc", "ProcSubset", "DynamicUser"} {
+			if _, is := have[never]; is {
+				t.Errorf("%s: %s= is set, and who asks could not be seen", path, never)
+			}
+		}
+	}
+}
+
+// TestTemplateExposure keeps the units shut: at most 2.0 of 10, and those of root's that
+// make users at most 1.4, the broker at most 1.5.
 func TestTemplateExposure(t *testing.T) {
 	dir := filepath.Dir(instance(t))
-	for template, threshold := range map[string]string{"vmcred@.service": "20", "vmcred-user@.service": "14", "vmcred-share-user@.service": "14"} {
+	for template, threshold := range map[string]string{"vmcred@.service": "20", "vmcred-user@.service": "14", "vmcred-share-user@.service": "14", "vmcred-broker.service": "15"} {
 		text, err := os.ReadFile(filepath.Join(dir, template))
 		if err != nil {
 			t.Fatal(err)
