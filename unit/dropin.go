@@ -51,9 +51,6 @@ func UserCommand(name string) string {
 	return "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin " + User(name)
 }
 
-// BrokerSocket is the unit of the socket that systemd asks for credentials.
-const BrokerSocket = "vmcred-broker.socket"
-
 // DropIn returns the drop-in for the unit that runs a VM: one line for each
 // credential whose source systemd itself can read, a comment for each other. A unit
 // that is no instance of our template has the values of the store from the broker's

@@ -121,7 +121,7 @@ func instance(t *testing.T) string {
 
 func TestTemplateVerifies(t *testing.T) {
 	path := instance(t)
-	for _, name := range []string{filepath.Base(path), "vmcred-user@x.service", "vmcred-share-user@x.service", "vmcred-share-lost@x.service", "vmcred-broker.service", BrokerSocket, "vmcred-runner.socket", Target} {
+	for _, name := range []string{filepath.Base(path), "vmcred-user@x.service", "vmcred-share-user@x.service", "vmcred-share-lost@x.service", Broker, BrokerSocket, "vmcred-runner.socket", Target} {
 		verify(t, filepath.Join(filepath.Dir(path), name))
 	}
 }
@@ -138,9 +138,9 @@ func verify(t *testing.T, path string) {
 // TestBroker holds what the broker, runners and systemd have to agree on.
 func TestBroker(t *testing.T) {
 	for path, want := range map[string]map[string]string{
-		"../systemd/" + BrokerSocket:      {"ListenStream": wire.LoadSocket, "SocketMode": "0600", "FileDescriptorName": "load", "Service": "vmcred-broker.service", "WantedBy": "sockets.target"},
-		"../systemd/vmcred-runner.socket": {"ListenStream": wire.Socket, "SocketMode": "0666", "FileDescriptorName": "runner", "Service": "vmcred-broker.service", "WantedBy": "sockets.target"},
-		"../systemd/vmcred-broker.service": {
+		"../systemd/" + BrokerSocket:      {"ListenStream": wire.LoadSocket, "SocketMode": "0600", "FileDescriptorName": "load", "Service": Broker, "WantedBy": "sockets.target"},
+		"../systemd/vmcred-runner.socket": {"ListenStream": wire.Socket, "SocketMode": "0666", "FileDescriptorName": "runner", "Service": Broker, "WantedBy": "sockets.target"},
+		"../systemd/" + Broker: {
 			"Type": "notify", "ExecStart": "@BINDIR@/vmcred broker", "Sockets": "vmcred-broker.socket vmcred-runner.socket", "StartLimitIntervalSec": "0", "Restart": "on-failure",
 			"MemorySwapMax": "0", "LimitMEMLOCK": "infinity", "LimitCORE": "1", "CapabilityBoundingSet": "", "LogsDirectory": "vmcred", "RuntimeDirectory": "vmcred/.broker", "RuntimeDirectoryPreserve": "yes",
 		},
@@ -163,7 +163,7 @@ func TestBroker(t *testing.T) {
 // make users at most 1.4, the broker at most 1.5.
 func TestTemplateExposure(t *testing.T) {
 	dir := filepath.Dir(instance(t))
-	for template, threshold := range map[string]string{"vmcred@.service": "20", "vmcred-user@.service": "14", "vmcred-share-user@.service": "14", "vmcred-broker.service": "15"} {
+	for template, threshold := range map[string]string{"vmcred@.service": "20", "vmcred-user@.service": "14", "vmcred-share-user@.service": "14", Broker: "15"} {
 		text, err := os.ReadFile(filepath.Join(dir, template))
 		if err != nil {
 			t.Fatal(err)

@@ -74,7 +74,7 @@ func (a *app) check(c *cobra.Command, arg string, sources *sourceFlags, asJSON b
 
 // findings is what is wrong beyond the file itself.
 func (a *app) findings(c *cobra.Command, spec *vm.Spec, sources *sourceFlags) (vm.Problems, error) {
-	var problems vm.Problems
+	problems := unitSources(spec)
 	present, err := a.present(c, spec, sources)
 	if err != nil {
 		return nil, err

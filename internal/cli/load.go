@@ -55,6 +55,19 @@ func (a *app) ownShares(spec *vm.Spec) {
 	}
 }
 
+// unitSources says which of its files a VM's unit must not have, for one of the host's
+// VMs: the host's own file says where they may be, whoever looks.
+func unitSources(spec *vm.Spec) vm.Problems {
+	if !config.IsHosts(spec.File) {
+		return nil
+	}
+	host, problems := config.LoadHostIn(filepath.Dir(config.SystemDir))
+	if host == nil {
+		return problems
+	}
+	return host.CheckSources(spec)
+}
+
 // refusedError is one reason not to start, with its hint.
 func refusedError(err error) error {
 	return &runner.RefusedError{Problems: vm.Problems{{Message: err.Error(), Hint: hintOf(err)}}}

@@ -148,6 +148,8 @@ func params(t *testing.T, dir, kernel string) testscript.Params {
 			switch cond {
 			case "root":
 				return os.Geteuid() == 0, nil
+			case "mounts":
+				return exec.Command("unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/etc").Run() == nil, nil
 			case "vhost-vsock":
 				_, err := os.Stat("/dev/vhost-vsock")
 				return err == nil, nil

@@ -45,6 +45,9 @@ removes those of shares that the VM has no more.`,
 				return err
 			}
 			a.showProblems(a.stderr, warnings)
+			if problems := unitSources(spec); len(problems) > 0 {
+				return &runner.RefusedError{Problems: problems}
+			}
 			if c.Flags().Changed("output") {
 				return a.writeUnits(c.Context(), spec, output)
 			}

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/vmcred/vmcred/config"
@@ -88,6 +89,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	g := &generator{Options: o, units: map[string]string{}}
+	g.loadHost()
 	var specs []*vm.Spec
 	for _, l := range listed {
 		if spec := g.load(l); spec != nil {
@@ -118,6 +120,9 @@ type generator struct {
 	wanted []string          // units that start with the host
 	errs   []error
 	daemon *daemon
+
+	host         *config.Host // nil: its file is wrong
+	hostProblems vm.Problems
 }
 
 // daemon is what Probe said.
@@ -163,7 +168,7 @@ func (g *generator) vm(ctx context.Context, spec *vm.Spec) {
 		}})
 		return
 	}
-	if fatal := sharePlaces(spec); len(fatal) > 0 {
+	if fatal := slices.Concat(g.sources(spec), sharePlaces(spec)); len(fatal) > 0 {
 		g.refuse(spec.Name, fatal)
 		return
 	}
@@ -195,6 +200,30 @@ func (g *generator) vm(ctx context.Context, spec *vm.Spec) {
 	if spec.Autostart {
 		g.wanted = append(g.wanted, spec.Unit)
 	}
+}
+
+// loadHost reads the host's file, which is beside the directory of the VMs'.
+func (g *generator) loadHost() {
+	g.host, g.hostProblems = config.LoadHostIn(filepath.Dir(g.VMs))
+	if g.host == nil {
+		fmt.Fprintf(g.Log, "the host's file cannot be used: %s\n", console.OneLine(g.hostProblems[0].Error()))
+		return
+	}
+	if f, needed := unit.BrokerFile(g.host.Audit); needed {
+		g.write(f)
+	}
+}
+
+// sources says which of the VM's files its unit must not have. Without the host's file
+// nobody knows, which is nothing to a VM that has none.
+func (g *generator) sources(spec *vm.Spec) vm.Problems {
+	switch {
+	case g.host != nil:
+		return g.host.CheckSources(spec)
+	case slices.ContainsFunc(spec.Credentials, func(c vm.Credential) bool { return c.Source.Kind == vm.SourceFile }):
+		return g.hostProblems
+	}
+	return nil
 }
 
 // sharePlaces says whose path somebody could have lead elsewhere: systemd follows it

@@ -41,7 +41,10 @@ func (w *world) probe(context.Context) (unit.Virtiofsd, error) {
 // generate runs it on these files, by name.
 func (w *world) generate(t *testing.T, files map[string]string) error {
 	t.Helper()
-	w.vms, w.out = t.TempDir(), t.TempDir()
+	w.vms, w.out = filepath.Join(t.TempDir(), "vms"), t.TempDir()
+	if err := os.Mkdir(w.vms, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(w.vms, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -126,19 +129,24 @@ func TestEveryVM(t *testing.T) {
 // TestBroken: whatever is wrong with one VM, the others have theirs, and its own unit
 // says what it is.
 func TestBroken(t *testing.T) {
-	long := "credentials:\n  host-" + strings.Repeat("x", 80) + ": {file: /run/x}\n"
+	long := "credentials:\n  host-" + strings.Repeat("x", 80) + ": {file: /run/secrets/x}\n"
+	outside := "credentials:\n  ok: {file: /run/secrets/x}\n  no: {file: /etc/shadow}\n"
+	broken := map[string]string{"bad.yaml": least + "credentials: {x: {file: /run/secrets/x}}\n", "../vmcred.yaml": "version: 1\nsorces: [/x]\n"}
 	for name, c := range map[string]struct {
 		files map[string]string
 		why   string
 	}{
-		"syntax":         {map[string]string{"bad.yaml": "version: [\n"}, "bad.yaml:"},
-		"a key":          {map[string]string{"bad.yaml": least + "memry: 1GiB\n"}, "memry"},
-		"nothing in it":  {map[string]string{"bad.yaml": ""}, "bad.yaml"},
-		"two files":      {map[string]string{"bad.yaml": least, "bad.json": "{}"}, "has two files"},
-		"no line for it": {map[string]string{"bad.yaml": least + long}, "systemd takes 83"},
-		"another's unit": {map[string]string{"bad.yaml": least + "unit: vmcred@good.service\n"}, "is the unit of the VM good"},
-		"one unit twice": {map[string]string{"bad.yaml": least + "unit: x.service\n", "aa.yaml": least + "unit: x.service\n"}, "is the unit of the VM aa"},
-		"a control":      {map[string]string{"bad.yaml": least + "\"\\e[31m%i\": 1\n"}, "bad.yaml"},
+		"syntax":          {map[string]string{"bad.yaml": "version: [\n"}, "bad.yaml:"},
+		"a key":           {map[string]string{"bad.yaml": least + "memry: 1GiB\n"}, "memry"},
+		"nothing in it":   {map[string]string{"bad.yaml": ""}, "bad.yaml"},
+		"two files":       {map[string]string{"bad.yaml": least, "bad.json": "{}"}, "has two files"},
+		"no line for it":  {map[string]string{"bad.yaml": least + long}, "systemd takes 83"},
+		"another's unit":  {map[string]string{"bad.yaml": least + "unit: vmcred@good.service\n"}, "is the unit of the VM good"},
+		"a file's place":  {map[string]string{"bad.yaml": least + outside}, "bad.yaml:6:3: credentials.no.file: /etc/shadow is in none"},
+		"foreign, too":    {map[string]string{"bad.yaml": least + outside + "unit: x.service\n"}, "/etc/shadow is in none"},
+		"the host's file": {broken, "vmcred.yaml:2:1: sorces: there is no such key"},
+		"one unit twice":  {map[string]string{"bad.yaml": least + "unit: x.service\n", "aa.yaml": least + "unit: x.service\n"}, "is the unit of the VM aa"},
+		"a control":       {map[string]string{"bad.yaml": least + "\"\\e[31m%i\": 1\n"}, "bad.yaml"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := &world{}
@@ -165,6 +173,26 @@ func TestBroken(t *testing.T) {
 				t.Error("the other VM is refused, too")
 			}
 		})
+	}
+}
+
+// TestHostFile: what the host's file says counts for every VM's, and where it wants the
+// log the broker may write.
+func TestHostFile(t *testing.T) {
+	w := &world{}
+	if err := w.generate(t, map[string]string{
+		"../vmcred.yaml": "version: 1\naudit: /srv/audit/vmcred.log\nsources: [/srv/secrets]\n",
+		"good.yaml":      least + "credentials: {x: {file: /srv/secrets/x}}\n",
+		"bad.yaml":       least + "credentials: {x: {file: /run/secrets/x}}\n",
+	}); err != nil {
+		t.Fatal(err)
+	}
+	w.want(t, target, "vmcred-broker.service.d/10-vmcred.conf", fmt.Sprintf(dropIn, "good"), fmt.Sprintf(dropIn, "bad"), fmt.Sprintf(wanted, "bad"))
+	if text := w.read(t, "vmcred-broker.service.d/10-vmcred.conf"); !strings.Contains(text, "\nReadWritePaths=-/srv/audit\n") {
+		t.Error(text)
+	}
+	if text := w.read(t, fmt.Sprintf(dropIn, "good")); !strings.Contains(text, "\nLoadCredential=x:/srv/secrets/x\n") {
+		t.Error(text)
 	}
 }
 
