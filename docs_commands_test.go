@@ -133,6 +133,10 @@ func checkInstall(t *testing.T, words []string) {
 	if err != nil || !strings.Contains(string(unit), "\nExecStart=/usr/local/bin/vmcred run %i\n") {
 		t.Errorf("the installed unit starts another program: %v\n%s", err, unit)
 	}
+	unit, err = os.ReadFile(filepath.Join(at, "lib/systemd/system/vmcred-broker.service"))
+	if err != nil || !strings.Contains(string(unit), "\nExecStart=/usr/local/bin/vmcred broker\n") {
+		t.Errorf("the installed broker's unit starts another program: %v\n%s", err, unit)
+	}
 	unit, err = os.ReadFile(filepath.Join(at, "lib/systemd/system/vmcred-net@.service"))
 	if err != nil || !strings.Contains(string(unit), "\nExecStart=/usr/local/bin/vmcred net up %i\n") {
 		t.Errorf("the installed unit for taps starts another program: %v\n%s", err, unit)
@@ -141,7 +145,7 @@ func checkInstall(t *testing.T, words []string) {
 		t.Errorf("the generator does not lead to a program: %v", err)
 	}
 	for _, f := range []string{
-		"lib/systemd/system/vmcred-user@.service", "lib/systemd/system/vmcred-share-user@.service", "lib/systemd/system/vmcred.target",
+		"lib/systemd/system/vmcred-user@.service", "lib/systemd/system/vmcred-share-user@.service", "lib/systemd/system/vmcred-broker.socket", "lib/systemd/system/vmcred-runner.socket", "lib/systemd/system/vmcred.target",
 		"share/man/man1/vmcred.1", "share/man/man1/vmcred-run.1",
 		"share/bash-completion/completions/vmcred", "share/zsh/site-functions/_vmcred", "share/fish/vendor_completions.d/vmcred.fish",
 	} {
