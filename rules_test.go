@@ -34,6 +34,7 @@ var mayImport = map[string][]string{
 	"internal/escape":  {},
 	"internal/kvm":     {},
 	"internal/trusted": {},
+	"internal/peer":    {},
 	"credential":       {"secret", "internal/trusted"},
 	"unit":             {"vm", "credential", "broker/wire"},
 	"config":           {"vm", "credential", "internal/trusted"},
