@@ -64,6 +64,7 @@ var mayImport = map[string][]string{
 	"audit":                          {"secret"},
 	"store":                          {"secret"},
 	"broker/wire":                    {"secret"},
+	"broker/transfer":                {"secret"},
 	"runner":                         {"hypervisor", "vm", "delivery", "secret", "credential", "ready", "state", "internal/launch"},
 	"internal/cli":                   {"*"},
 	"internal/man":                   {"internal/cli"},
