@@ -65,6 +65,7 @@ var mayImport = map[string][]string{
 	"store":                          {"secret"},
 	"broker/wire":                    {"secret"},
 	"broker/transfer":                {"secret"},
+	"broker/client":                  {"broker/wire", "secret"},
 	"runner":                         {"hypervisor", "vm", "delivery", "secret", "credential", "ready", "state", "internal/launch"},
 	"internal/cli":                   {"*"},
 	"internal/man":                   {"internal/cli"},
