@@ -33,6 +33,13 @@ type Source interface {
 	Close() error
 }
 
+// Versioned is a Source that knows versions of its values.
+type Versioned interface {
+	// Version is that of a value which was opened, at its own source; "" if it has none
+	// or it is not known. It has no control characters, and is no secret.
+	Version(name string) string
+}
+
 // SourceError is a value that a source should have and that could not be read.
 // errors.Is finds the cause, and never fs.ErrNotExist: a name whose file is
 // missing must not be looked for elsewhere.

@@ -4,9 +4,11 @@ package runner
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/vmcred/vmcred/credential"
 	"github.com/vmcred/vmcred/delivery"
@@ -20,6 +22,8 @@ type Prepared struct {
 	Info     hypervisor.Info
 	Set      *credential.Set
 	Plan     delivery.Plan
+	Read     time.Time         // when the values began to be read
+	Versions map[string]string // of the values whose source knows one, by name on the host
 	Warnings vm.Problems
 }
 
@@ -31,7 +35,7 @@ func (p *Prepared) Close() {
 }
 
 // Prepare does all that comes before a start, and starts nothing. With a
-// *RefusedError the result still holds the warnings.
+// *RefusedError or a *FailedError the result still holds the warnings.
 func Prepare(ctx context.Context, o Options, arena *secret.Arena) (*Prepared, error) {
 	return prepare(ctx, o, arena)
 }
@@ -43,15 +47,7 @@ func prepare(ctx context.Context, o Options, arena *secret.Arena) (*Prepared, er
 	}
 	p := &Prepared{Info: info}
 	problems := Problems(o, info)
-	src, err := o.Open(arena)
-	if err != nil {
-		problems = append(problems, vm.Problem{Message: err.Error(), Hint: hintOf(err)})
-	} else {
-		set, more := Collect(ctx, o.Spec, src)
-		_ = src.Close() // only read from: nothing to lose
-		p.Set = set
-		problems = append(problems, more...)
-	}
+	problems, failed := p.collect(ctx, o, arena, problems)
 	if p.Set != nil {
 		plan, refusals := delivery.Make(o.Driver.Offers(o.Spec, info), delivery.Guest{Systemd: o.Spec.Guest.Systemd}, p.Set.Metas())
 		p.Plan = plan
@@ -66,7 +62,47 @@ func prepare(ctx context.Context, o Options, arena *secret.Arena) (*Prepared, er
 		p.Set = nil
 		return p, &RefusedError{Problems: fatal}
 	}
+	if failed != nil {
+		return p, failed
+	}
 	return p, nil
+}
+
+// collect reads the values. What keeps them from being read now, and may not the next
+// time, is an error of its own: what is wrong for good is said before it.
+func (p *Prepared) collect(ctx context.Context, o Options, arena *secret.Arena, problems vm.Problems) (vm.Problems, error) {
+	var (
+		refused *RefusedError
+		failed  *FailedError
+	)
+	p.Read = time.Now()
+	src, err := o.Open(ctx, arena)
+	switch {
+	case errors.As(err, &refused):
+		return append(problems, refused.Problems...), nil
+	case errors.As(err, &failed):
+		return problems, failed
+	case err != nil:
+		return append(problems, vm.Problem{Message: err.Error(), Hint: hintOf(err)}), nil
+	}
+	set, more := Collect(ctx, o.Spec, src)
+	p.Set, p.Versions = set, versions(o.Spec, src)
+	_ = src.Close() // only read from: nothing to lose
+	return append(problems, more...), nil
+}
+
+func versions(spec *vm.Spec, src credential.Source) map[string]string {
+	known, ok := src.(credential.Versioned)
+	if !ok {
+		return nil
+	}
+	out := map[string]string{}
+	for _, c := range spec.Credentials {
+		if v := known.Version(c.Host); v != "" {
+			out[c.Host] = v
+		}
+	}
+	return out
 }
 
 // Problems is what the driver cannot do, and what the VMM's user may not open.

@@ -4,8 +4,11 @@ package runner
 
 import (
 	"context"
+	"errors"
 	"os"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -13,6 +16,7 @@ import (
 	"github.com/vmcred/vmcred/hypervisor"
 	"github.com/vmcred/vmcred/internal/launch"
 	"github.com/vmcred/vmcred/secret"
+	"github.com/vmcred/vmcred/state"
 	"github.com/vmcred/vmcred/vm"
 )
 
@@ -45,11 +49,91 @@ func TestStoppedWhileReading(t *testing.T) {
 	f := setUp(t, d, map[string]string{"host-a": "x"})
 	ctx, cancel := context.WithCancel(t.Context())
 	open := f.o.Open
-	f.o.Open = func(a *secret.Arena) (credential.Source, error) {
+	f.o.Open = func(ctx context.Context, a *secret.Arena) (credential.Source, error) {
 		cancel()
-		return open(a)
+		return open(ctx, a)
 	}
 	if out, err := Run(ctx, f.o); err != nil || out != Ended || d.boots != 0 {
 		t.Errorf("%v %v, %d boots", out, err, d.boots)
+	}
+}
+
+// A source that cannot be opened says by its error whether another try may help. What is
+// wrong for good comes first.
+func TestOpenError(t *testing.T) {
+	two := vm.Problems{{Message: "there is no g", Hint: "make it"}, {Message: "there is no h", Hint: "make it"}}
+	down := &FailedError{Op: "ask", Err: errors.New("nobody answers")}
+	for name, c := range map[string]struct {
+		err      error
+		problems []vm.Problem
+		refused  int
+		recorded int
+	}{
+		"refused":        {&RefusedError{Problems: two}, nil, 2, 2},
+		"any other":      {errors.New("what is this"), nil, 1, 1},
+		"failed":         {down, nil, 0, 1},
+		"failed, and no": {down, []vm.Problem{{Message: "no kernel", Hint: "name it"}}, 1, 1},
+	} {
+		d := &scripted{problems: c.problems}
+		f := setUp(t, d, map[string]string{"host-a": "x"})
+		f.o.Open = func(context.Context, *secret.Arena) (credential.Source, error) { return nil, c.err }
+		_, err := Run(t.Context(), f.o)
+		var (
+			refused *RefusedError
+			failed  *FailedError
+		)
+		switch {
+		case c.refused > 0 && (!errors.As(err, &refused) || len(refused.Problems) != c.refused):
+			t.Errorf("%s: %v, want a refusal for %d reasons", name, err, c.refused)
+		case c.refused == 0 && (errors.As(err, &refused) || !errors.As(err, &failed)):
+			t.Errorf("%s: %v is no failure", name, err)
+		}
+		if len(f.record.lines) != c.recorded || d.boots != 0 {
+			t.Errorf("%s: %d boots, on record: %q", name, d.boots, f.record.lines)
+		}
+	}
+}
+
+// versioned is a source whose values have versions.
+type versioned struct{ credential.Source }
+
+func (versioned) Version(name string) string { return "v-" + name }
+
+// A version goes with its value into the record of the release, and of what runs.
+func TestVersionIsRecorded(t *testing.T) {
+	f := setUp(t, &scripted{}, map[string]string{"host-a": "x"})
+	open := f.o.Open
+	f.o.Open = func(ctx context.Context, a *secret.Arena) (credential.Source, error) {
+		src, err := open(ctx, a)
+		return versioned{src}, err
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var ran state.Record
+	f.o.Notify = func(s string) {
+		if !strings.HasPrefix(s, "READY=1") {
+			return
+		}
+		defer cancel()
+		found, err := state.Read(f.o.Root, "a")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer found.Close()
+		ran = found.Record
+	}
+	began := time.Now()
+	if _, err := Run(ctx, f.o); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.record.lines; len(got) != 1 || !strings.Contains(got[0], "v-host-a") {
+		t.Errorf("on record: %q", got)
+	}
+	if len(ran.Delivered) != 1 || ran.Delivered[0].Version != "v-host-a" {
+		t.Errorf("what runs: %+v", ran)
+	}
+	if ran.Read.Before(began) || !ran.Read.Before(ran.Started) {
+		t.Errorf("it was read at %v, and started at %v", ran.Read, ran.Started)
 	}
 }

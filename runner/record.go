@@ -18,7 +18,7 @@ import (
 func (r *run) record(p *Prepared, m hypervisor.Machine) {
 	r.now = state.Record{
 		VM: r.Spec.Name, File: r.Spec.File, VMM: state.Describe(m.PID()), VMMUser: os.Geteuid(),
-		Hypervisor: r.Spec.Hypervisor, HVVersion: p.Info.Version, Accel: p.Info.Accel, Started: time.Now(),
+		Hypervisor: r.Spec.Hypervisor, HVVersion: p.Info.Version, Accel: p.Info.Accel, Read: p.Read, Started: time.Now(),
 	}
 	if r.Identity != nil {
 		r.now.VMMUser = int(r.Identity.UID)
@@ -38,7 +38,7 @@ func (r *run) record(p *Prepared, m hypervisor.Machine) {
 	for _, e := range p.Plan.Entries {
 		if e.Kind != credential.OEMString {
 			r.now.Delivered = append(r.now.Delivered, state.Delivered{
-				Host: e.Host, Guest: e.Guest, Bytes: e.Len, Channel: string(e.Channel), Proven: state.Unknown,
+				Host: e.Host, Guest: e.Guest, Bytes: e.Len, Channel: string(e.Channel), Version: p.Versions[e.Host], Proven: state.Unknown,
 			})
 		}
 	}

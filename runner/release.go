@@ -17,6 +17,7 @@ type Release struct {
 	Host, Guest string // its names
 	Bytes       int
 	Channel     string
+	Version     string        // at its source; empty: it has none
 	Value       *secret.Value // for a digest; it is the set's
 }
 
@@ -57,17 +58,22 @@ func releases(p *Prepared) []Release {
 	for i, it := range p.Set.Items() {
 		if it.Kind == credential.Secret && i < len(p.Plan.Entries) { // else Encode refuses them all
 			all = append(all, Release{
-				Host: it.Host, Guest: it.Guest, Bytes: it.Len, Channel: string(p.Plan.Entries[i].Channel), Value: it.Value(),
+				Host: it.Host, Guest: it.Guest, Bytes: it.Len, Channel: string(p.Plan.Entries[i].Channel),
+				Version: p.Versions[it.Host], Value: it.Value(),
 			})
 		}
 	}
 	return all
 }
 
-// recordRefusal records why a VM with secrets was refused.
+// recordRefusal records why a VM with secrets was not started.
 func (r *run) recordRefusal(ctx context.Context, err error) {
+	if r.Recorder == nil || len(r.Spec.Credentials) == 0 {
+		return
+	}
 	var refused *RefusedError
-	if r.Recorder == nil || len(r.Spec.Credentials) == 0 || !errors.As(err, &refused) {
+	if !errors.As(err, &refused) {
+		r.Recorder.Refuse(ctx, r.Spec.Name, []Refusal{{Reason: err.Error()}})
 		return
 	}
 	var all []Refusal

@@ -23,7 +23,7 @@ type record struct {
 
 func (r *record) Release(_ context.Context, vm string, all []Release) error {
 	for _, c := range all {
-		r.lines = append(r.lines, fmt.Sprintf("release %s %s %s %d %s %v", vm, c.Host, c.Guest, c.Bytes, c.Channel, c.Value))
+		r.lines = append(r.lines, fmt.Sprintf("release %s %s %s %d %s %v%s", vm, c.Host, c.Guest, c.Bytes, c.Channel, c.Value, c.Version))
 	}
 	return r.err
 }

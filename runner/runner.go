@@ -35,8 +35,10 @@ const (
 type Options struct {
 	Spec   *vm.Spec
 	Driver hypervisor.Driver
-	// Open opens the sources anew for every start of the guest.
-	Open     func(*secret.Arena) (credential.Source, error)
+	// Open opens the sources anew for every start of the guest. A source may be
+	// credential.Versioned. An error that is a *RefusedError or a *FailedError is passed
+	// on as it is, any other refuses the VM.
+	Open     func(context.Context, *secret.Arena) (credential.Source, error)
 	Recorder Recorder         // nil: a VM with secrets is not started
 	Identity *launch.Identity // the user the VMM runs as; nil: our own
 	Root     string           // the directory below which the VM's runtime directory is made

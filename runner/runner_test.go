@@ -136,7 +136,9 @@ func setUp(t *testing.T, d *scripted, values map[string]string) *fixture {
 	slices.SortFunc(spec.Credentials, func(a, b vm.Credential) int { return strings.Compare(a.Host, b.Host) })
 	f.o = Options{
 		Spec: spec, Driver: d, Root: filepath.Join(t.TempDir(), "run"), Console: io.Discard, VMMLog: io.Discard,
-		Open:   func(a *secret.Arena) (credential.Source, error) { return credential.Directory(a, f.dir) },
+		Open: func(_ context.Context, a *secret.Arena) (credential.Source, error) {
+			return credential.Directory(a, f.dir)
+		},
 		Log:    slog.New(slog.NewTextHandler(&f.log, nil)),
 		Notify: func(s string) { f.states = append(f.states, s) },
 		Force:  make(chan struct{}),

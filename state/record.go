@@ -33,7 +33,8 @@ type Record struct {
 	BootID     string      `json:"boot_id"`    // of the host, proc(5): random/boot_id
 	Hypervisor string      `json:"hypervisor"` // "qemu"
 	HVVersion  string      `json:"hypervisor_version"`
-	Accel      string      `json:"accel"` // "kvm" or "tcg"
+	Accel      string      `json:"accel"`         // "kvm" or "tcg"
+	Read       time.Time   `json:"read,omitzero"` // when the values began to be read
 	Started    time.Time   `json:"started"`
 	Ready      *Ready      `json:"ready,omitempty"` // nil: not yet
 	Console    string      `json:"console,omitempty"`
@@ -68,6 +69,7 @@ type Delivered struct {
 	Guest   string `json:"guest"`
 	Bytes   int    `json:"bytes"`
 	Channel string `json:"channel"`
+	Version string `json:"version,omitempty"` // at its source; empty: it has none
 	Proven  Proof  `json:"proven"`
 }
 

@@ -157,7 +157,7 @@ func (r *recorder) Release(ctx context.Context, vm string, all []runner.Release)
 	for _, c := range all {
 		entries = append(entries, audit.Entry{
 			Op: audit.Release, By: by, VM: vm, Decision: audit.Allow, Value: c.Value,
-			Credential: &audit.Credential{Host: c.Host, Guest: c.Guest, Bytes: c.Bytes, Channel: c.Channel},
+			Credential: &audit.Credential{Host: c.Host, Guest: c.Guest, Bytes: c.Bytes, Channel: c.Channel}, Version: c.Version,
 		})
 	}
 	return r.append(ctx, entries, r.head)

@@ -119,7 +119,7 @@ func (a *app) present(c *cobra.Command, spec *vm.Spec, f *sourceFlags) ([]string
 	}
 	arena := secret.NewArena()
 	defer arena.Close()
-	src, err := open(arena)
+	src, err := open(c.Context(), arena)
 	if err != nil {
 		return nil, refusedError(err)
 	}

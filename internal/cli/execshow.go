@@ -68,9 +68,9 @@ func (a *app) execPlan(c *cobra.Command, o runner.Options, arena *secret.Arena) 
 	if o.Spec.Hypervisor == "cloud-hypervisor" {
 		return runner.Prepare(c.Context(), o, arena)
 	}
-	src, err := o.Open(arena)
+	src, err := o.Open(c.Context(), arena)
 	if err != nil {
-		return nil, refusedError(err)
+		return nil, openError(err)
 	}
 	set, problems := runner.Collect(c.Context(), o.Spec, src)
 	_ = src.Close() // only read from: nothing to lose

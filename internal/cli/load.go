@@ -73,6 +73,18 @@ func refusedError(err error) error {
 	return &runner.RefusedError{Problems: vm.Problems{{Message: err.Error(), Hint: hintOf(err)}}}
 }
 
+// openError is an error of opening the sources, which may know by itself what it is.
+func openError(err error) error {
+	var (
+		refused *runner.RefusedError
+		failed  *runner.FailedError
+	)
+	if errors.As(err, &refused) || errors.As(err, &failed) {
+		return err
+	}
+	return refusedError(err)
+}
+
 // driver returns the driver for the VM's hypervisor.
 func (a *app) driver(spec *vm.Spec, root string) (hypervisor.Driver, error) {
 	drivers := map[string]hypervisor.Driver{

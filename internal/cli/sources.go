@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -28,7 +29,7 @@ func (f *sourceFlags) add(c *cobra.Command) {
 
 // opener returns what opens the sources, first wins: --load-credential,
 // --credentials, $CREDENTIALS_DIRECTORY, file: in the VM's file.
-func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (func(*secret.Arena) (credential.Source, error), error) {
+func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (func(context.Context, *secret.Arena) (credential.Source, error), error) {
 	pairs := make(map[string]string)
 	for _, p := range f.pairs {
 		id, path, ok := strings.Cut(p, ":")
@@ -61,7 +62,7 @@ func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (func(*sec
 		}
 		dirs[0] = abs
 	}
-	return func(arena *secret.Arena) (credential.Source, error) {
+	return func(_ context.Context, arena *secret.Arena) (credential.Source, error) {
 		var sources []credential.Source
 		var given []string
 		if len(pairs) > 0 {
