@@ -314,7 +314,11 @@ func (r *run) stop(m hypervisor.Machine) {
 			r.Log.Warn("not waiting any longer: " + s.next)
 			continue
 		}
-		r.Log.Warn(fmt.Sprintf("%s in %s: %s", s.what, time.Since(began).Round(time.Second), s.next))
+		waited := s.wait
+		if d := time.Since(began); d < waited { // it could not be asked
+			waited = d.Round(time.Second)
+		}
+		r.Log.Warn(fmt.Sprintf("%s in %s: %s", s.what, waited, s.next))
 	}
 	if err := m.Kill(); err != nil {
 		r.Log.Error("kill the hypervisor", "error", err)
