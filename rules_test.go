@@ -66,6 +66,7 @@ var mayImport = map[string][]string{
 	"broker/wire":                    {"secret"},
 	"broker/transfer":                {"secret"},
 	"broker/client":                  {"broker/wire", "secret"},
+	"broker":                         {"broker/transfer", "broker/wire", "store", "audit", "config", "credential", "secret", "vm", "unit", "internal/peer"},
 	"runner":                         {"hypervisor", "vm", "delivery", "secret", "credential", "ready", "state", "internal/launch"},
 	"internal/cli":                   {"*"},
 	"internal/man":                   {"internal/cli"},

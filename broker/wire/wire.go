@@ -103,7 +103,6 @@ type Delivered struct {
 	Source  string    `json:"source"` // as the VM's file has it: "var", "file", …
 	At      time.Time `json:"at"`
 	Version string    `json:"version,omitempty"` // var: of its generator
-	Digest  string    `json:"digest"`            // keyed; equal for equal values of one credential
 	Now     Now       `json:"now"`
 }
 

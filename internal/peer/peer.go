@@ -12,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -151,6 +152,20 @@ func (p *Peer) Check() error {
 		}
 		return nil
 	}
+}
+
+// userHZ is how many ticks of Start a second has (sysconf(3), _SC_CLK_TCK: 100 on every
+// Linux that Go runs on).
+const userHZ = 100
+
+// Began is when the process was made, not later than it was.
+func (p *Peer) Began() time.Time {
+	var up unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) != nil {
+		return time.Time{}
+	}
+	boot := time.Now().Add(-time.Duration(up.Nano()))
+	return boot.Add(time.Duration(p.Start) * (time.Second / userHZ))
 }
 
 // Close gives up the hold on the process.

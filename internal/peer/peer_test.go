@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -134,6 +135,7 @@ func ways(t *testing.T, f func(t *testing.T, a attempts)) {
 func TestOf(t *testing.T) {
 	ways(t, func(t *testing.T, a attempts) {
 		name := fmt.Sprintf("@%x/unit/x.service/k", os.Getpid())
+		before := time.Now().Add(-time.Second / userHZ)
 		e := connect(t, "PEER_NAME="+name)
 		p, err := of(e.conn, a)
 		if err != nil {
@@ -149,6 +151,9 @@ func TestOf(t *testing.T) {
 		}
 		if err := p.Check(); err != nil {
 			t.Error(err)
+		}
+		if b := p.Began(); b.Before(before) || b.After(time.Now()) {
+			t.Errorf("began at %v, which is not after %v", b, before)
 		}
 		e.die(t)
 		if err := p.Check(); !errors.Is(err, ErrGone) {
