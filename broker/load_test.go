@@ -246,7 +246,9 @@ func TestValuesAreForgotten(t *testing.T) {
 func TestRecordFirst(t *testing.T) {
 	f := setUp(t)
 	f.as(0, foreign, first1)
+	f.mu.Lock()
 	f.peer.Name = loadName(foreign, "host-api-key")
+	f.mu.Unlock()
 	recording, goOn := make(chan struct{}), make(chan struct{})
 	f.log.mu.Lock()
 	f.log.append = func() { close(recording); <-goOn }
