@@ -63,6 +63,7 @@ var mayImport = map[string][]string{
 	"shim":                           {"vm"},
 	"audit":                          {"secret"},
 	"store":                          {"secret"},
+	"store/folder":                   {"store", "secret", "internal/trusted"},
 	"broker/wire":                    {"secret"},
 	"broker/transfer":                {"secret"},
 	"broker/client":                  {"broker/wire", "secret"},
@@ -111,7 +112,7 @@ func room(importPath string) string { return strings.TrimPrefix(importPath, modu
 
 // isTestOnly reports rooms that only tests, examples and benchmarks use.
 func isTestOnly(r string) bool {
-	return strings.HasPrefix(r, "hypervisor/hypervisortest") || r == "hypervisor/cloudhypervisor/standin" || strings.HasPrefix(r, "examples/") ||
+	return strings.HasPrefix(r, "hypervisor/hypervisortest") || r == "store/storetest" || r == "hypervisor/cloudhypervisor/standin" || strings.HasPrefix(r, "examples/") ||
 		strings.HasPrefix(r, "bench") || strings.HasPrefix(r, "internal/test")
 }
 

@@ -2,15 +2,19 @@
 
 package store
 
-import "io/fs"
+import (
+	"fmt"
+	"io/fs"
+	"strings"
+)
 
 // NotFoundError is a generator, or a file of one, that a store does not have. It is
 // fs.ErrNotExist.
 type NotFoundError struct {
 	Store string // Store.String
 	Ref   Ref
-	File  string // empty: the generator itself
-	Near  string // a name that may have been meant, or empty
+	File  string   // empty: the generator itself
+	Names []string // what there is instead
 }
 
 // Error names what is missing, and where.
@@ -22,12 +26,22 @@ func (e *NotFoundError) Error() string {
 	return "there is no " + what + " in " + e.Store
 }
 
-// Hint says what may have been meant.
+// shown is how many names a hint has.
+const shown = 10
+
+// Hint says what there is.
 func (e *NotFoundError) Hint() string {
-	if e.Near == "" {
-		return ""
+	switch n := len(e.Names); {
+	case n == 0 && e.File != "":
+		return e.Ref.Generator + " has no files"
+	case n == 0:
+		return "there is none yet"
+	case n > shown:
+		return fmt.Sprintf("there are %s and %d more", strings.Join(e.Names[:shown], ", "), n-shown)
+	case n == 1:
+		return "there is " + e.Names[0]
 	}
-	return "did you mean " + e.Near + "?"
+	return "there are " + strings.Join(e.Names, ", ")
 }
 
 // Unwrap returns fs.ErrNotExist.
