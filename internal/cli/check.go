@@ -84,6 +84,7 @@ func (a *app) findings(c *cobra.Command, spec *vm.Spec, sources *sourceFlags) (v
 			problems = append(problems, *p)
 		}
 	}
+	problems = append(problems, a.lookVars(c.Context(), spec, present)...)
 	if present == nil {
 		problems = append(problems, unseen(spec)...)
 	}
@@ -113,7 +114,7 @@ func (a *app) present(c *cobra.Command, spec *vm.Spec, f *sourceFlags) ([]string
 	}
 	given := *spec
 	given.Credentials = nil // the VM's own files are not what was handed over
-	open, err := a.opener(c, &given, f)
+	open, err := a.opener(c, &given, f, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +172,7 @@ func (a *app) readable(cr vm.Credential, present []string) *vm.Problem {
 			p.Hint = "systemd reads it as root for a unit; vmcred run reads it as whoever starts it"
 		}
 		return p
-	case vm.SourceVar, vm.SourceSOPS:
+	case vm.SourceSOPS:
 		p.Severity = vm.Warning
 		p.Message = fmt.Sprintf("nothing reads %s: here yet", cr.Source.Kind)
 		p.Hint = "until then a LoadCredential= of the unit or --credentials has to bring it"

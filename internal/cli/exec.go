@@ -210,7 +210,7 @@ func (a *app) given(f *sourceFlags) ([]vm.Credential, error) {
 			return nil, refusedError(err)
 		}
 		for _, e := range entries {
-			if !e.IsDir() {
+			if !e.IsDir() && e.Name() != credential.TransferList {
 				names = append(names, e.Name())
 			}
 		}

@@ -112,11 +112,15 @@ func (a *app) options(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (runner.O
 	if err != nil {
 		return runner.Options{}, err
 	}
-	open, err := a.opener(c, spec, f)
-	if err != nil {
+	o := runner.Options{Spec: spec, Driver: d, Root: root, OneBoot: a.inUnit(), Force: a.force}
+	b := a.hostBroker(spec)
+	if b != nil && len(spec.Credentials) > 0 {
+		o.Recorder = b
+	}
+	if o.Open, err = a.opener(c, spec, f, b); err != nil {
 		return runner.Options{}, err
 	}
-	return runner.Options{Spec: spec, Driver: d, Open: open, Root: root, OneBoot: a.inUnit(), Force: a.force}, nil
+	return o, nil
 }
 
 // cacheDir is where facts about this host are remembered until the next boot.

@@ -88,6 +88,9 @@ func (h *textHandler) Handle(_ context.Context, r slog.Record) error {
 	return err
 }
 
+// objectUnit is the attribute that names the unit a record is about (systemd.journal-fields(7)).
+const objectUnit = "object_systemd_unit"
+
 // journalHandler sends each record with its attributes as fields (systemd.journal-fields(7)).
 type journalHandler struct{ attrs []slog.Attr }
 
@@ -103,6 +106,13 @@ func (h *journalHandler) Handle(_ context.Context, r slog.Record) error {
 	message := r.Message
 	add := func(at slog.Attr) bool {
 		key := "VMCRED_" + strings.ToUpper(strings.ReplaceAll(at.Key, "-", "_"))
+		if at.Key == objectUnit {
+			// systemctl status UNIT shows what root's daemons say of a unit so.
+			if at.Value.String() == "" {
+				return true
+			}
+			key = "OBJECT_SYSTEMD_UNIT"
+		}
 		fields[key] = at.Value.String()
 		if at.Key == "error" {
 			message += ": " + at.Value.String()

@@ -131,7 +131,7 @@ help; 133 the guest rebooted (run).`,
 	for group, commands := range map[string][]*cobra.Command{
 		"run":   {a.consoleCommand(), a.execCommand(), a.runCommand(), a.stopCommand()},
 		"look":  {a.auditCommand(), a.checkCommand(), a.listCommand(), a.planCommand(), a.statusCommand()},
-		"setup": {a.initCommand(), a.netCommand(), a.unitsCommand(), a.completionCommand(), a.versionCommand(), helpCommand()},
+		"setup": {a.brokerCommand(), a.initCommand(), a.netCommand(), a.unitsCommand(), a.completionCommand(), a.versionCommand(), helpCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group

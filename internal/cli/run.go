@@ -90,7 +90,9 @@ func (a *app) runVM(c *cobra.Command, arg string, sources *sourceFlags, log *slo
 // follow runs the VM to its end.
 func (a *app) follow(c *cobra.Command, o runner.Options, warnings vm.Problems) error {
 	log := o.Log
-	if len(o.Spec.Credentials) > 0 {
+	if b, ok := o.Recorder.(*hostBroker); ok {
+		b.log = log
+	} else if len(o.Spec.Credentials) > 0 {
 		path, err := a.auditPath()
 		if err != nil {
 			return err

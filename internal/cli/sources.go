@@ -17,19 +17,22 @@ import (
 
 // sourceFlags says where values come from beside the VM's own file.
 type sourceFlags struct {
-	dir   string
-	pairs []string
+	dir        string
+	pairs      []string
+	expectList bool
 }
 
 func (f *sourceFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.dir, "credentials", "", "read credentials from the files of `DIR`, before $CREDENTIALS_DIRECTORY and the VM's file")
 	c.Flags().StringArrayVar(&f.pairs, "load-credential", nil, "read the credential ID from the file PATH, before any other source: `ID:PATH`; may be repeated")
+	c.Flags().BoolVar(&f.expectList, "expect-transfer-list", false, "refuse to start without the list that the broker hands over beside the values ("+credential.TransferList+")")
 	_ = c.MarkFlagDirname("credentials")
 }
 
 // opener returns what opens the sources, first wins: --load-credential,
-// --credentials, $CREDENTIALS_DIRECTORY, file: in the VM's file.
-func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (func(context.Context, *secret.Arena) (credential.Source, error), error) {
+// --credentials, $CREDENTIALS_DIRECTORY, file: in the VM's file, var: from the store, by
+// the broker if there is one.
+func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags, broker *hostBroker) (func(context.Context, *secret.Arena) (credential.Source, error), error) {
 	pairs := make(map[string]string)
 	for _, p := range f.pairs {
 		id, path, ok := strings.Cut(p, ":")
@@ -62,29 +65,48 @@ func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (func(cont
 		}
 		dirs[0] = abs
 	}
-	return func(_ context.Context, arena *secret.Arena) (credential.Source, error) {
-		var sources []credential.Source
-		var given []string
-		if len(pairs) > 0 {
-			sources = append(sources, credential.Files(arena, pairs))
-			given = append(given, "--load-credential")
-		}
-		for _, dir := range dirs {
-			if dir == "" {
-				continue
+	return func(ctx context.Context, arena *secret.Arena) (credential.Source, error) {
+		var list []credential.Source
+		g := &givenSource{}
+		add := func(s credential.Source, name string) {
+			list = append(list, s)
+			if name != "" {
+				g.given = append(g.given, name)
 			}
-			s, err := credential.Directory(arena, dir)
-			if err != nil {
-				_ = credential.Chain(sources...).Close()
-				return nil, err
+		}
+		err := func() error {
+			if len(pairs) > 0 {
+				add(credential.Files(arena, pairs), "--load-credential")
 			}
-			sources = append(sources, s)
-			given = append(given, s.String())
+			for _, dir := range dirs {
+				if dir == "" {
+					continue
+				}
+				s, err := credential.Directory(arena, dir)
+				if err != nil {
+					return err
+				}
+				add(s, s.String())
+				if list[len(list)-1], err = whole(ctx, arena, s, f.expectList); err != nil {
+					return err
+				}
+			}
+			if len(files) > 0 {
+				add(credential.Files(arena, files), "")
+			}
+			vars, err := a.fromStore(ctx, arena, spec, list, broker)
+			if vars != nil {
+				add(vars, "")
+				g.vars = vars
+			}
+			return err
+		}()
+		g.Source = credential.Chain(list...)
+		if err != nil {
+			_ = g.Source.Close() // only read from
+			return nil, openError(err)
 		}
-		if len(files) > 0 {
-			sources = append(sources, credential.Files(arena, files))
-		}
-		return &givenSource{credential.Chain(sources...), given}, nil
+		return g, nil
 	}, nil
 }
 
@@ -93,6 +115,15 @@ func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags) (func(cont
 type givenSource struct {
 	credential.Source
 	given []string
+	vars  *varSource // nil: no value comes from the store
+}
+
+// Version implements credential.Versioned.
+func (s *givenSource) Version(name string) string {
+	if s.vars == nil {
+		return ""
+	}
+	return s.vars.versions[name]
 }
 
 func (s *givenSource) String() string {
