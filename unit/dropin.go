@@ -72,6 +72,9 @@ func DropIn(spec *vm.Spec) ([]byte, error) {
 	}
 	if isOurs(spec) {
 		access(&b, spec)
+		if !mayEmulate(spec) {
+			b.WriteString("\n# Nothing here writes the code that it runs, as software emulation does.\nMemoryDenyWriteExecute=yes\n")
+		}
 		if spec.StopTimeout > templateStop {
 			fmt.Fprintf(&b, "\n# Longer than the VM's stop-timeout, %s.\nTimeoutStopSec=%d\n",
 				spec.StopTimeout, int((spec.StopTimeout+stopGrace+time.Second-1)/time.Second))
@@ -103,6 +106,12 @@ func transferList(b *bytes.Buffer, unit string) error {
 	fmt.Fprintf(b, "# What came from the broker, to be compared with: vmcred run --expect-transfer-list does.\n")
 	fmt.Fprintf(b, "LoadCredential=%s:%s\n", credential.TransferList, wire.LoadSocket)
 	return nil
+}
+
+// mayEmulate is false if the VMM certainly needs KVM. Both were run like that: cloud-hypervisor
+// 53 and QEMU 7.2 with KVM map nothing that is writable and executable, TCG does.
+func mayEmulate(spec *vm.Spec) bool {
+	return spec.Hypervisor != "cloud-hypervisor" && (spec.Hypervisor != "qemu" || spec.QEMU.Accel != "kvm")
 }
 
 // access opens what the template keeps shut: files the VM writes to outside of

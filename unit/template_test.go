@@ -3,6 +3,7 @@
 package unit
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
@@ -177,4 +178,62 @@ func TestTemplateExposure(t *testing.T) {
 			t.Errorf("systemd-analyze security %s: %v\n%s", template, err, out)
 		}
 	}
+}
+
+// TestWithoutEmulation: a VMM that needs KVM gets no memory that is writable and executable,
+// in a unit that systemd takes and that is shut tighter than the template by that.
+func TestWithoutEmulation(t *testing.T) {
+	const setting = "MemoryDenyWriteExecute"
+	dir := filepath.Dir(instance(t))
+	for name, c := range map[string]struct {
+		hypervisor, accel string
+		want              bool
+	}{"ch": {"cloud-hypervisor", "", true}, "kvm": {"qemu", "kvm", true}, "auto": {"qemu", "auto", false}, "tcg": {"qemu", "tcg", false}} {
+		s := &vm.Spec{Name: name, Unit: OwnUnit(name), Hypervisor: c.hypervisor, QEMU: vm.QEMU{Accel: c.accel}}
+		text, err := DropIn(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		verify(t, place(t, dir, File{s.Unit + ".d/vmcred.conf", text}))
+		if got := secured(t, dir, string(text), setting); got != c.want {
+			t.Errorf("%s: %s is %v, want %v", name, setting, got, c.want)
+		}
+		if s.Unit = "x.service"; c.want {
+			if text, err := DropIn(s); err != nil || strings.Contains(string(text), setting) {
+				t.Errorf("%s, in a foreign unit: %v\n%s", name, err, text)
+			}
+		}
+	}
+}
+
+// secured asks systemd whether a setting of the template with this drop-in is as tight as
+// can be, and holds the whole to the template's measure.
+func secured(t *testing.T, dir, dropIn, setting string) bool {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(dir, "vmcred@.service"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "whole.service")
+	if err := os.WriteFile(path, append(text, dropIn...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("systemd-analyze", "security", "--offline=yes", "--threshold=20", "--json=short", path).Output()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var rows []struct {
+		Name string `json:"json_field"`
+		Set  *bool  `json:"set"`
+	}
+	if err := json.Unmarshal(out, &rows); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, r := range rows {
+		if r.Name == setting && r.Set != nil {
+			return *r.Set
+		}
+	}
+	t.Fatalf("systemd does not judge %s: %s", setting, out)
+	return false
 }
