@@ -21,7 +21,7 @@ func Collect(ctx context.Context, spec *vm.Spec, src credential.Source) (*creden
 	set := credential.NewSet()
 	var problems vm.Problems
 	for _, c := range spec.Credentials {
-		if p := addSecret(ctx, set, c, src); p != nil {
+		if p := addSecret(ctx, set, spec.Unit, c, src); p != nil {
 			problems = append(problems, *p)
 		}
 	}
@@ -50,12 +50,12 @@ func Collect(ctx context.Context, spec *vm.Spec, src credential.Source) (*creden
 	return set, problems
 }
 
-func addSecret(ctx context.Context, set *credential.Set, c vm.Credential, src credential.Source) *vm.Problem {
+func addSecret(ctx context.Context, set *credential.Set, unit string, c vm.Credential, src credential.Source) *vm.Problem {
 	p := &vm.Problem{Pos: c.Pos, Field: "credentials." + c.Host}
 	v, err := src.Open(ctx, c.Host)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		p.Message, p.Hint = missing(c, src)
+		p.Message, p.Hint = missing(unit, c, src)
 		return p
 	case err != nil:
 		p.Message, p.Hint = strings.TrimPrefix(err.Error(), c.Host+": "), hintOf(err)
@@ -72,13 +72,16 @@ func addSecret(ctx context.Context, set *credential.Set, c vm.Credential, src cr
 	return nil
 }
 
-func missing(c vm.Credential, src credential.Source) (message, hint string) {
+func missing(unit string, c vm.Credential, src credential.Source) (message, hint string) {
 	byUnit := fmt.Sprintf("give LoadCredential=%s:PATH to the unit, or --load-credential %s:PATH or --credentials DIR to vmcred run", c.Host, c.Host)
 	switch c.Source.Kind {
 	case vm.SourceFile:
 		return fmt.Sprintf("%s does not exist", c.Source.Path), "make the file, or correct file:"
 	case vm.SourceUnit:
 		return fmt.Sprintf("declared, but not found in %s", src), byUnit
+	case vm.SourceEncrypted:
+		return fmt.Sprintf("systemd alone can decrypt %s, and has put nothing into %s", c.Source.Path, src),
+			fmt.Sprintf("start it as %s (systemctl daemon-reload, if this line is new), or give --load-credential %s:PATH or --credentials DIR", unit, c.Host)
 	default:
 		return fmt.Sprintf("nothing reads %s: here yet, and it is not found in %s", c.Source.Kind, src), byUnit
 	}

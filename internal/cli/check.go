@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -86,7 +87,8 @@ func (a *app) findings(c *cobra.Command, spec *vm.Spec, sources *sourceFlags) (v
 	}
 	problems = append(problems, a.lookVars(c.Context(), spec, present)...)
 	if present == nil {
-		problems = append(problems, unseen(spec)...)
+		problems = append(problems, unseen(spec, vm.SourceUnit, "LoadCredential=")...)
+		problems = append(problems, unseen(spec, vm.SourceEncrypted, "LoadCredentialEncrypted=")...)
 	}
 	var units []*unit.Unit
 	if len(spec.Guest.Units) > 0 {
@@ -132,11 +134,12 @@ func (a *app) present(c *cobra.Command, spec *vm.Spec, f *sourceFlags) ([]string
 	return append([]string{}, names...), nil
 }
 
-// unseen says which credentials nobody could look for.
-func unseen(spec *vm.Spec) vm.Problems {
+// unseen says which credentials of a kind nobody could look for, as a setting of the
+// unit brings them.
+func unseen(spec *vm.Spec, kind vm.SourceKind, setting string) vm.Problems {
 	var names []string
 	for _, cr := range spec.Credentials {
-		if cr.Source.Kind == vm.SourceUnit {
+		if cr.Source.Kind == kind {
 			names = append(names, cr.Host)
 		}
 	}
@@ -145,7 +148,7 @@ func unseen(spec *vm.Spec) vm.Problems {
 	}
 	return vm.Problems{{
 		Severity: vm.Note, Pos: vm.Pos{File: spec.File}, Field: "credentials",
-		Message: strings.Join(names, ", ") + " not looked for: " + spec.Unit + " brings it by LoadCredential=",
+		Message: strings.Join(names, ", ") + " not looked for: " + spec.Unit + " brings it by " + setting,
 		Hint:    "where the values are at hand: vmcred check --credentials DIR",
 	}}
 }
@@ -159,6 +162,12 @@ func (a *app) readable(cr vm.Credential, present []string) *vm.Problem {
 	}
 	p := &vm.Problem{Pos: cr.Pos, Field: "credentials." + cr.Host}
 	switch cr.Source.Kind {
+	case vm.SourceEncrypted:
+		if _, err := os.Stat(cr.Source.Path); errors.Is(err, fs.ErrNotExist) {
+			p.Message, p.Hint = cr.Source.Path+" does not exist", fmt.Sprintf("make it: systemd-creds encrypt --name=%s FILE %s", cr.Host, cr.Source.Path)
+			return p
+		}
+		return nil // only systemd opens it
 	case vm.SourceFile:
 		err := unix.Faccessat(unix.AT_FDCWD, cr.Source.Path, unix.R_OK, unix.AT_EACCESS)
 		switch {

@@ -36,7 +36,7 @@ stop-timeout: 0s
 autostart: %v
 boot: {kernel: /var/lib/vmcred/images/demo/vmlinuz, initrd: /var/lib/vmcred/images/demo/initrd, cmdline: %q}
 credentials:
-  host-api-key: {file: /var/lib/secrets/api-key}
+  host-api-key: {file: /etc/vmcred/secrets/api-key}
 `
 
 // bootsTo is the guest's target, which says what it was given.
@@ -54,7 +54,7 @@ func TestGenerator(t *testing.T) {
 		"etc/vmcred/vms/auto-vm.yaml":                            fmt.Sprintf(quickVM, true, bootsTo),
 		"etc/vmcred/vms/other-vm.yaml":                           fmt.Sprintf(quickVM, false, bootsTo),
 		"etc/vmcred/vms/broken.yaml":                             fmt.Sprintf(quickVM, false, bootsTo) + "memry: 100%\n",
-		"var/lib/secrets/api-key":                                "sesame",
+		"etc/vmcred/secrets/api-key":                               "sesame",
 		"etc/systemd/system/test.target.d/multi-user.conf":       "[Unit]\nWants=multi-user.target\nAfter=multi-user.target\n",
 		"etc/systemd/system/vmcred@other-vm.service.d/mine.conf": "[Service]\nTimeoutStopSec=77\n",
 	} {
