@@ -9,12 +9,12 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 
 	"github.com/vmcred/vmcred/audit"
 	"github.com/vmcred/vmcred/config"
+	"github.com/vmcred/vmcred/internal/peer"
 	"github.com/vmcred/vmcred/internal/trusted"
 	"github.com/vmcred/vmcred/runner"
 	"github.com/vmcred/vmcred/state"
@@ -114,26 +114,10 @@ func (a *app) asker() *audit.Who {
 	p := state.Describe(a.pid)
 	w := &audit.Who{UID: a.uid, PID: a.pid, Start: p.Start}
 	if a.inUnit() {
-		w.Invocation, w.Unit = a.getenv("INVOCATION_ID"), ownUnit("/proc/self/cgroup")
+		group, _ := os.ReadFile("/proc/self/cgroup") // the record says who without it
+		w.Invocation, w.Unit = a.getenv("INVOCATION_ID"), peer.UnitOf(string(group))
 	}
 	return w
-}
-
-// ownUnit is the unit of whose control group this process is a part (cgroups(7)).
-func ownUnit(file string) string {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(b)) {
-		_, group, ok := strings.Cut(strings.TrimSpace(line), "::")
-		for ; ok && len(group) > 1; group = path.Dir(group) {
-			if unit := path.Base(group); strings.HasSuffix(unit, ".service") || strings.HasSuffix(unit, ".scope") {
-				return unit
-			}
-		}
-	}
-	return ""
 }
 
 func (r *recorder) append(ctx context.Context, entries []audit.Entry, head func(audit.Head)) error {

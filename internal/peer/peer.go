@@ -161,10 +161,11 @@ const userHZ = 100
 // Began is when the process was made, not later than it was.
 func (p *Peer) Began() time.Time {
 	var up unix.Timespec
+	now := time.Now() // first, so that what lies between makes it earlier
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) != nil {
 		return time.Time{}
 	}
-	boot := time.Now().Add(-time.Duration(up.Nano()))
+	boot := now.Add(-time.Duration(up.Nano()))
 	return boot.Add(time.Duration(p.Start) * (time.Second / userHZ))
 }
 

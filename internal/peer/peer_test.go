@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -25,8 +24,9 @@ func TestMain(m *testing.M) {
 		other(path)
 		return
 	}
-	if os.Getenv("PEER_WAIT") != "" {
-		_, _ = io.Copy(io.Discard, os.Stdin)
+	if os.Getenv("PEER_ECHO") != "" { // until we close our end
+		f := os.NewFile(3, "socket")
+		_, _ = io.Copy(f, f)
 		return
 	}
 	os.Exit(m.Run())
@@ -46,8 +46,7 @@ func other(path string) {
 	if os.Getenv("PEER_PASS") != "" { // the socket outlives this process
 		f, _ := c.File()
 		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = []string{"PEER_WAIT=1"}
-		cmd.Stdin, cmd.ExtraFiles = os.Stdin, []*os.File{f}
+		cmd.Env, cmd.ExtraFiles = []string{"PEER_ECHO=1"}, []*os.File{f}
 		if err := cmd.Start(); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
@@ -195,77 +194,6 @@ func TestAPeerThatIsGone(t *testing.T) {
 			t.Errorf("%+v %v", p, err)
 		}
 	})
-}
-
-// Its number is another process's by the time that it is looked at, or checked again.
-func TestANumberThatIsUsedAgain(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED, a process's number is used again: needs root, to choose it")
-	}
-	ways(t, func(t *testing.T, a attempts) {
-		e := connect(t, "PEER_PASS=1")
-		p, err := of(e.conn, a)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer p.Close()
-		e.die(t)
-		again(t, p.PID)
-		if err := p.Check(); !errors.Is(err, ErrGone) {
-			t.Errorf("another process has its number, and it counts as the same: %v", err)
-		}
-	})
-}
-
-func TestANumberThatIsUsedAgainBeforeItIsLookedAt(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED, a process's number is used again: needs root, to choose it")
-	}
-	ways(t, func(t *testing.T, a attempts) {
-		e := connect(t, "PEER_PASS=1")
-		a.afterCred = func() {
-			e.die(t)
-			again(t, e.cmd.Process.Pid)
-		}
-		p, err := of(e.conn, a)
-		if t.Name() == "TestANumberThatIsUsedAgainBeforeItIsLookedAt/by_number" {
-			// This is what a number cannot tell, and why a peer has to answer.
-			if err == nil {
-				_ = p.Close()
-			}
-			return
-		}
-		if !errors.Is(err, ErrGone) {
-			t.Errorf("%+v %v", p, err)
-		}
-	})
-}
-
-// again starts a process of that number, which stays until the test ends.
-func again(t *testing.T, pid int) {
-	t.Helper()
-	for range 200 {
-		// proc_sys_kernel(5): the next process gets the number after this one.
-		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(pid-1)), 0); err != nil {
-			t.Fatal(err)
-		}
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = []string{"PEER_WAIT=1"}
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		stop := func() { _ = in.Close(); _ = cmd.Wait() }
-		if cmd.Process.Pid == pid {
-			t.Cleanup(stop)
-			return
-		}
-		stop()
-	}
-	t.Fatalf("no process got the number %d", pid)
 }
 
 // The unit of a process without one, and of this one, whatever it is, are no guess.

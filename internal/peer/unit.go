@@ -66,9 +66,9 @@ func isUnit(name string) bool {
 }
 
 // LoadName reads the name that systemd's child binds before it connects to the socket of
-// a LoadCredential=: NUL, 16 hexadecimal digits, "/unit/", the unit, "/", the
-// credential's id (src/core/execute.c and exec-credential.c of its source, versions 250
-// to 257). The name may begin with "@" instead of NUL, as net.UnixAddr has it. Any
+// a LoadCredential=: NUL, a random number of up to 16 hexadecimal digits (without leading
+// zeros), "/unit/", the unit, "/", the credential's id (load_credential() in its source's
+// src/core, execute.c of version 250 to exec-credential.c of today). The name may begin with "@" instead of NUL, as net.UnixAddr has it. Any
 // process can bind it: compare the unit with Peer.Unit.
 func LoadName(name string) (unit, id string, ok bool) {
 	if name == "" || name[0] != '@' && name[0] != 0 {
