@@ -62,7 +62,7 @@ func Of(c *net.UnixConn) (*Peer, error) { return of(c, ofKernel()) }
 
 func of(c *net.UnixConn, a attempts) (*Peer, error) {
 	p := &Peer{pidfd: -1, proc: a.proc}
-	if addr, ok := c.RemoteAddr().(*net.UnixAddr); ok && addr != nil {
+	if addr, ok := c.RemoteAddr().(*net.UnixAddr); ok && addr != nil && addr.Name != "@" { // Go's word for no name
 		p.Name = addr.Name
 	}
 	raw, err := c.SyscallConn()

@@ -211,7 +211,7 @@ func TestUnitOfThisProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	if p.Unit != UnitOf(string(b)) {
-		t.Errorf("%q, want that of %q", p.Unit, b)
+	if p.Unit != UnitOf(string(b)) || p.Name != "" {
+		t.Errorf("%q called %q, want that of %q without a name", p.Unit, p.Name, b)
 	}
 }

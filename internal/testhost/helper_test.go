@@ -21,6 +21,8 @@ func parts() map[string]func([]byte) (any, error) {
 		"attempts": tryAll,
 		"search":   searchAll,
 		"inject":   injectAll,
+		"who":      servePeers,
+		"ask":      askPeers,
 	}
 }
 
