@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmcred/vmcred/audit"
 	"github.com/vmcred/vmcred/broker/wire"
 	"github.com/vmcred/vmcred/internal/peer"
@@ -81,11 +83,20 @@ type limits struct {
 	work   int           // requests that are worked on at once
 }
 
+// arenaBytes is what one start's values have at least in locked memory.
+const arenaBytes = 8 << 10
+
 func defaultLimits() limits {
-	return limits{
+	l := limits{
 		silent: 5 * time.Second, append: 15 * time.Second, read: 30 * time.Second, hold: 30 * time.Second,
 		memory: 64 << 20, peers: 16, work: 64,
 	}
+	// Where little can be locked, most of it is for what is being worked on.
+	var lock unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &lock) == nil && lock.Cur/4 < uint64(l.memory) {
+		l.memory = int(lock.Cur / 4)
+	}
+	return l
 }
 
 // New returns a broker. It takes up what an earlier one had given out.

@@ -218,7 +218,7 @@ func TestAnotherBrokerGoesOn(t *testing.T) {
 func TestValuesAreForgotten(t *testing.T) {
 	f := setUp(t)
 	l := defaultLimits()
-	l.hold, l.memory = time.Hour, 20
+	l.hold, l.memory = time.Hour, 2*arenaBytes+100
 	f.o.limits = &l
 	f.start()
 	for n := range 3 {

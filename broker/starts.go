@@ -96,7 +96,7 @@ func (st *start) end() {
 
 // keep holds values for the next question of this start, for a while. It takes the arena.
 func (st *start) keep(a *secret.Arena, values map[string]*secret.Value) {
-	st.arena, st.values, st.bytes = a, values, 0
+	st.arena, st.values, st.bytes = a, values, arenaBytes
 	for _, v := range values {
 		st.bytes += v.Len()
 	}

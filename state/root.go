@@ -51,19 +51,6 @@ func UnitDir(getenv func(string) string) string {
 	return ""
 }
 
-// UnitStateDir returns the directory in $STATE_DIRECTORY that a VM's unit has there,
-// vmcred/vms/NAME: what is there outlives the VM. Beside vms are directories of other
-// kinds, and a VM may have the name of one.
-func UnitStateDir(getenv func(string) string) string {
-	for _, dir := range filepath.SplitList(getenv("STATE_DIRECTORY")) {
-		dir = filepath.Clean(dir)
-		if vms := filepath.Dir(dir); filepath.IsAbs(dir) && filepath.Base(vms) == "vms" && filepath.Base(filepath.Dir(vms)) == rootName {
-			return dir
-		}
-	}
-	return ""
-}
-
 // NoRuntimeDirError says that an ordinary user has no runtime directory.
 type NoRuntimeDirError struct{ Dir string }
 

@@ -24,9 +24,9 @@ func (a *app) auditCommand() *cobra.Command {
 		Short: "show who was given what, and verify the record of it",
 		Long: `Show who was given what, and verify the record of it.
 
-Before a value leaves, a record of it is durable in the audit log: root's is
-/var/log/vmcred/audit.log, an ordinary user's $XDG_STATE_HOME/vmcred/audit.log, a
-unit's /var/lib/vmcred/vms/NAME/audit.log, or what audit: in the host's file
+Before a value leaves, a record of it is durable in the audit log: root's, and that
+of all units, is /var/log/vmcred/audit.log, an ordinary user's
+$XDG_STATE_HOME/vmcred/audit.log, or what audit: in the host's file
 (/etc/vmcred/vmcred.yaml) or $VMCRED_AUDIT says.`,
 		Example: `  vmcred audit show --vm test-vm --since 24h
   vmcred audit verify --key /media/key/audit.key`,
@@ -69,7 +69,7 @@ func (a *app) noLog(p string, err error) error {
 	}
 	a.showError(&hinted{
 		message: "there is no audit log " + console.QuotePath(p),
-		hint:    "it is made when a VM with credentials is first started; a unit's is /var/lib/vmcred/vms/NAME/audit.log: --log PATH",
+		hint:    "it is made when a VM with credentials is first started; another one: --log PATH",
 	})
 	return &shownError{exitRefused}
 }
@@ -96,7 +96,7 @@ since 'vmcred audit key', shows what who took the host over later has rewritten.
 Exit status: 0 the log is whole; 1 it is not; 78 there is no log.`,
 		Example: `  vmcred audit verify
   vmcred audit verify --key /media/key/audit.key
-  vmcred audit verify --log /var/lib/vmcred/vms/test-vm/audit.log`,
+  vmcred audit verify --log /mnt/copy/audit.log`,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {

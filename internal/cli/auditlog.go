@@ -24,18 +24,14 @@ import (
 const auditFile = "audit.log"
 
 // auditPath is where what this user hands over is put on record: the first of
-// $VMCRED_AUDIT, the unit's state directory, audit: in the host's file, and a
-// place of the user's own.
+// $VMCRED_AUDIT, audit: in the host's file, and a place of the user's own. What a unit of
+// the host's gets is put on record by the broker, in root's.
 func (a *app) auditPath() (string, error) {
 	if p := a.getenv("VMCRED_AUDIT"); p != "" {
 		if !filepath.IsAbs(p) || strings.HasSuffix(p, "/") {
 			return "", refusedError(&hinted{message: "VMCRED_AUDIT is not the absolute path of a file", hint: "as in /var/log/vmcred/audit.log"})
 		}
 		return filepath.Clean(p), nil
-	}
-	// A VM's unit runs as the VM's user, who can write nothing of root's.
-	if dir := state.UnitStateDir(a.getenv); dir != "" && a.uid != 0 && a.inUnit() {
-		return filepath.Join(dir, auditFile), nil
 	}
 	host, problems := config.LoadHost(a.uid, a.getenv)
 	if host == nil {
@@ -53,7 +49,7 @@ func (a *app) auditPath() (string, error) {
 		if !filepath.IsAbs(home) {
 			return "", refusedError(&hinted{
 				message: "cannot tell where the audit log is: neither XDG_STATE_HOME nor HOME is an absolute path",
-				hint:    "set HOME, or VMCRED_AUDIT; in a unit, StateDirectory=vmcred/vms/NAME",
+				hint:    "set HOME, or VMCRED_AUDIT",
 			})
 		}
 		base = filepath.Join(home, ".local", "state")

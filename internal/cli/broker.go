@@ -53,11 +53,11 @@ func (a *app) broker(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := guardMemory(); err != nil {
-		return err
-	}
 	log, err := a.newLog("auto", "broker")
 	if err != nil {
+		return err
+	}
+	if err := guardMemory(log); err != nil {
 		return err
 	}
 	settings := &hostSettings{a: a, log: log}
@@ -126,14 +126,15 @@ func handedOver() (map[string]*net.UnixListener, error) {
 	return out, nil
 }
 
-// guardMemory keeps what this process has in memory there, and others out of it.
-func guardMemory() error {
+// guardMemory keeps others out of this process's memory, and what is in it from being
+// swapped. Values have locked pages of their own in any case.
+func guardMemory(log *slog.Logger) error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("keeping others out of this process's memory: %w", err)
 	}
 	// MCL_ONFAULT: what is reserved only is not fetched.
 	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
-		return &runner.FailedError{Op: "start", Err: fmt.Errorf("locking memory: %w", err), Do: "LimitMEMLOCK=infinity in vmcred-broker.service"}
+		log.Warn("only the values are locked in memory, not all of the broker", "error", err, "hint", "LimitMEMLOCK=infinity in vmcred-broker.service; in a container the host's limit counts")
 	}
 	return nil
 }

@@ -54,7 +54,7 @@ func TestGenerator(t *testing.T) {
 		"etc/vmcred/vms/auto-vm.yaml":                            fmt.Sprintf(quickVM, true, bootsTo),
 		"etc/vmcred/vms/other-vm.yaml":                           fmt.Sprintf(quickVM, false, bootsTo),
 		"etc/vmcred/vms/broken.yaml":                             fmt.Sprintf(quickVM, false, bootsTo) + "memry: 100%\n",
-		"etc/vmcred/secrets/api-key":                               "sesame",
+		"etc/vmcred/secrets/api-key":                             "sesame",
 		"etc/systemd/system/test.target.d/multi-user.conf":       "[Unit]\nWants=multi-user.target\nAfter=multi-user.target\n",
 		"etc/systemd/system/vmcred@other-vm.service.d/mine.conf": "[Service]\nTimeoutStopSec=77\n",
 	} {

@@ -82,6 +82,7 @@ func setUp(t *testing.T) *host {
 	h.do(t, "useradd --system --user-group --groups kvm --no-create-home --shell /usr/sbin/nologin "+other)
 	// systemd forgets a unit that has ended well and that none knows of, with how it ended.
 	h.write(t, "/etc/systemd/system/test.target.d/known.conf", "[Unit]\nAfter="+unitName+"\n")
+	h.page.follow(t, h.container, "The broker")
 	h.page.follow(t, h.container, "The VM")
 	h.writeVM(t)
 	h.page.follow(t, h.container, "The secrets")

@@ -129,8 +129,14 @@ func (j *journal) wait(t *testing.T, what string, is func(record) bool) record {
 // itself, and what systemd says about it.
 func (h *host) records(t *testing.T, invocation string) []record {
 	t.Helper()
+	return h.matching(t, "_SYSTEMD_INVOCATION_ID="+invocation+" + INVOCATION_ID="+invocation)
+}
+
+// matching returns the records that match (journalctl(1)), in order.
+func (c *container) matching(t *testing.T, match string) []record {
+	t.Helper()
 	var found []record
-	lines := h.do(t, "journalctl --sync; journalctl --no-pager --output=json _SYSTEMD_INVOCATION_ID="+invocation+" + INVOCATION_ID="+invocation)
+	lines := c.do(t, "journalctl --sync; journalctl --no-pager --output=json "+match)
 	for line := range strings.Lines(lines) {
 		var r record
 		if err := json.Unmarshal([]byte(line), &r); err != nil {
