@@ -15,7 +15,7 @@ import (
 // ownTest are pages whose commands another test runs: those for root, in a host that
 // internal/testhost boots.
 func ownTest(path string) bool {
-	return path == "docs/systemd.md" || path == "docs/generator.md" || path == "docs/network.md"
+	return path == "docs/systemd.md" || path == "docs/generator.md" || path == "docs/vars.md" || path == "docs/network.md"
 }
 
 // command is one command line of a page, with what the page shows of its output.

@@ -99,6 +99,7 @@ func (a *app) exec(c *cobra.Command, argv []string, f *execFlags) error {
 		return &usageError{command: c, err: err}
 	}
 	err = a.execRun(c, command, problems, f, log)
+	a.lastWords(err, log)
 	if f.format == "json" {
 		return logError(log, err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
+	"github.com/vmcred/vmcred/hypervisor/console"
 	"github.com/vmcred/vmcred/internal/escape"
 	"github.com/vmcred/vmcred/runner"
 	"github.com/vmcred/vmcred/vm"
@@ -58,10 +59,30 @@ func (a *app) run(c *cobra.Command, arg string, sources *sourceFlags, format str
 		return &usageError{command: c, err: err}
 	}
 	err = a.runVM(c, arg, sources, log, a.vmmLog(format, log))
+	a.lastWords(err, log)
 	if format == "json" {
 		return logError(log, err)
 	}
 	return err
+}
+
+// lastWords leave in the unit's status why it failed: while systemd waits to start it
+// again, systemctl status shows nothing else.
+func (a *app) lastWords(err error, log *slog.Logger) {
+	if err == nil || errors.Is(err, errRebooted) || !a.inUnit() {
+		return
+	}
+	words, hint := "failed: "+err.Error(), hintOf(err)
+	if problems := refusedFor(err); len(problems) > 0 {
+		words, hint = "refused: "+problems[0].Error(), problems[0].Hint
+		if n := len(problems) - 1; n > 0 {
+			hint += " (and " + count(n, "problem") + " more)"
+		}
+	}
+	if hint != "" {
+		words += "; hint: " + hint
+	}
+	notifier(log)("STATUS=" + console.OneLine(words))
 }
 
 // vmName is the name in the log, also for a file that cannot be read.

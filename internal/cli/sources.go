@@ -87,9 +87,11 @@ func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags, broker *ho
 					return err
 				}
 				add(s, s.String())
-				if list[len(list)-1], err = whole(ctx, arena, s, f.expectList); err != nil {
+				compared, err := whole(ctx, arena, s, f.expectList)
+				if err != nil {
 					return err
 				}
+				list[len(list)-1] = compared
 			}
 			if len(files) > 0 {
 				add(credential.Files(arena, files), "")

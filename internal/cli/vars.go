@@ -32,6 +32,7 @@ type hostBroker struct {
 	spec   *vm.Spec
 	log    *slog.Logger    // nil until the VM is run
 	taken  map[string]bool // on record already
+	gone   bool            // it did not answer: it is not waited for again
 }
 
 // hostBroker returns nil if this process has the store and a log of its own: root, and an
@@ -61,6 +62,9 @@ func (b *hostBroker) Release(ctx context.Context, name string, all []runner.Rele
 
 // Refuse implements runner.Recorder.
 func (b *hostBroker) Refuse(ctx context.Context, name string, all []runner.Refusal) {
+	if b.gone {
+		return // why is said already
+	}
 	var said []wire.Refusal
 	for _, r := range all {
 		said = append(said, wire.Refusal{Host: r.Host, Reason: r.Reason})
@@ -77,6 +81,7 @@ func (b *hostBroker) error(err error) error {
 	case err == nil:
 		return nil
 	case !errors.As(err, &refused):
+		b.gone = true
 		return &runner.FailedError{Op: "start", Err: err, Do: hintOf(err)}
 	}
 	out := &runner.RefusedError{}

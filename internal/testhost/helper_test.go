@@ -21,6 +21,7 @@ func parts() map[string]func([]byte) (any, error) {
 		"attempts": tryAll,
 		"search":   searchAll,
 		"inject":   injectAll,
+		"cut":      cutAll,
 		"who":      servePeers,
 		"ask":      askPeers,
 	}
