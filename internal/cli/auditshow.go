@@ -126,7 +126,11 @@ func recordWords(r *audit.Record) string {
 		}
 		w = append(w, names)
 		if r.Op == audit.Release {
-			w = append(w, fmt.Sprintf("%d bytes by %s", c.Bytes, c.Channel))
+			size := fmt.Sprintf("%d bytes", c.Bytes)
+			if c.Channel != "" { // of the broker's, the hypervisor gets it later
+				size += " by " + c.Channel
+			}
+			w = append(w, size)
 		}
 	}
 	if r.Version != "" {

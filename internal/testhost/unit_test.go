@@ -45,6 +45,7 @@ func TestUnit(t *testing.T) {
 		{"a guest that never says so", testSilent},
 		{"a guest's own systemd says when it is up", testNewer},
 		{"all VMs", testTarget},
+		{"values from the store", testVars},
 		{"without the generator", testNoGenerator},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.do(t, h) }) {

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux && amd64
+
+package testhost
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// testVars does what docs/vars.md says: the broker hands a real guest what is in the store.
+func testVars(t *testing.T, h *host) {
+	p := readPage(t, "../../docs/vars.md")
+	said := strings.Join(p.follow(t, h.container, "Make some"), "")
+	if !strings.Contains(said, "host-api-key      HOST_API_KEY") && !strings.Contains(said, "HOST_API_KEY") {
+		t.Errorf("the commands do not say what it would get:\n%s", said)
+	}
+	h.do(t, "rm -r /etc/systemd/system/"+unitName+".d; systemctl daemon-reload")
+	// The guest says digests with this only.
+	h.do(t, "printf 'static:\\n  DEMO_NONCE: "+h.nonce+"\\n' >> "+vmFile+"; systemctl daemon-reload")
+	first := h.startVars(t)
+	p.follow(t, h.container, "New values")
+	second := h.startVars(t)
+	if first["api-key"] == second["api-key"] || first["db-password"] != second["db-password"] {
+		t.Error("the new value is the old one, or the other one changed")
+	}
+	p.wantAllDone(t)
+	shown := h.do(t, "systemctl stop "+unitName+"; vmcred audit show --vm test-vm --since 10m | tail -4")
+	if strings.Count(shown, "release   host-api-key → HOST_API_KEY  44 bytes  ") != 2 || strings.Count(shown, ", "+unitName) != 4 {
+		t.Errorf("the log does not say what the broker handed out:\n%s", shown)
+	}
+	h.do(t, "rm /etc/vmcred/vmcred.yaml")
+}
+
+// startVars starts the VM, and returns what the guest then has: the store's values.
+func (h *host) startVars(t *testing.T) map[string]string {
+	t.Helper()
+	h.do(t, "systemctl restart "+unitName)
+	heard := h.heard(t, h.started(t))
+	values := map[string]string{}
+	for _, name := range []string{"api-key", "db-password"} {
+		b, err := os.ReadFile(h.path("/var/lib/vmcred/vars/test-vm-secrets/" + name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		values[name] = string(b)
+		if line := fmt.Sprintf("%s 44 bytes sha256 %s", name, digest(h.nonce, string(b))); !slices.Contains(heard, line) {
+			t.Errorf("the guest did not say %q; it said\n  %s", line, strings.Join(heard, "\n  "))
+		}
+	}
+	if left := h.do(t, "find /run/credentials/"+unitName+" -type f 2>/dev/null || :"); left != "" {
+		t.Errorf("values are files of the host's: %s", left)
+	}
+	return values
+}
