@@ -28,6 +28,9 @@ type targets struct {
 	PIDs   map[string]int // its processes, by what they are
 	Files  []string       // that only root and the VM may read
 	Write  []string       // files that only root may write
+	// Dirs are directories that only root and the VM may list, and Sockets sockets that
+	// only they may connect to.
+	Dirs, Sockets []string
 }
 
 const gotThrough = ""
@@ -56,7 +59,7 @@ func attempts(to targets) map[string]func() error {
 		"list the VM's directory":       func() error { return readDir(to.RunDir) },
 		"put a file into it":            func() error { return create(to.RunDir + "/console.sock.x") },
 		"put a VM's directory there":    func() error { return create(filepath.Dir(to.RunDir) + "/x") },
-		"connect to the console":        func() error { return connect(to.RunDir + "/console.sock") },
+		"connect to any socket":         func() error { return connectToAny(to.PIDs) },
 		"read the journal":              func() error { return readJournal(to.Unit) },
 		"read the journal's files":      readJournalFiles,
 		"kill the unit by its cgroup":   func() error { return openFor(to.Cgroup+"/cgroup.kill", unix.O_WRONLY) },
@@ -69,9 +72,18 @@ func attempts(to targets) map[string]func() error {
 	for _, f := range to.Write {
 		all["write "+f] = func() error { return openFor(f, unix.O_WRONLY) }
 	}
+	for _, d := range to.Dirs {
+		all["list "+d] = func() error { return readDir(d) }
+	}
+	for _, s := range to.Sockets {
+		all["connect to "+s] = func() error { return connect(s) }
+	}
 	for who, pid := range to.PIDs {
 		for what, try := range onProcess() {
 			all[who+": "+what] = func() error { return try(pid) }
+		}
+		if who == "broker" {
+			continue // it has none
 		}
 		all[who+": credentials through its root directory"] = func() error {
 			return readDir(procPath(pid, "root/run/credentials", to.Unit))

@@ -24,12 +24,26 @@ func parts() map[string]func([]byte) (any, error) {
 		"cut":      cutAll,
 		"who":      servePeers,
 		"ask":      askPeers,
+
+		"ask the broker": askBroker,
+		roleUnit:         agentIn(roleUnit),
+		roleVMM:          agentIn(roleVMM),
+		roleRight:        agentIn(roleRight),
+		roleRoot:         agentIn(roleRoot),
+		"memory":         searchMemory,
+		"descriptors":    ownDescriptors,
+		"leave an agent": func([]byte) (any, error) { return nil, leaveAgent(roleUnit) },
+		"be its runner":  func([]byte) (any, error) { return nil, beItsRunner() },
 	}
 }
 
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "part" {
 		os.Exit(playPart(os.Args[2]))
+	}
+	if isTakenOver() {
+		fmt.Fprintln(os.Stderr, beTakenOver())
+		os.Exit(1)
 	}
 	if standin.IsCall(os.Args) {
 		os.Exit(standin.Main(os.Args[1:], standin.Options{}))

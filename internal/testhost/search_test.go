@@ -43,21 +43,11 @@ func searchAll(in []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	arena := secret.NewArena()
-	defer arena.Close()
-	var list []leak.Needle
-	for name, value := range h.Values {
-		v, err := arena.Read(strings.NewReader(value), len(value))
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, leak.Needle{Name: name, Value: v})
-	}
-	needles, err := leak.NewNeedles(list...)
+	needles, forget, err := needlesOf(h.Values)
 	if err != nil {
 		return nil, err
 	}
-	defer needles.Close()
+	defer forget()
 	var meant []leak.Meant
 	for name, dir := range h.Meant {
 		meant = append(meant, leak.Under(name, dir))
@@ -67,6 +57,56 @@ func searchAll(in []byte) (any, error) {
 		return nil, err
 	}
 	return s.Report(), nil
+}
+
+// needlesOf makes something to search for of values, by name.
+func needlesOf(values map[string]string) (needles *leak.Needles, forget func(), err error) {
+	arena := secret.NewArena()
+	defer func() {
+		if err != nil {
+			_ = arena.Close()
+		}
+	}()
+	var list []leak.Needle
+	for name, value := range values {
+		v, err := arena.Read(strings.NewReader(value), len(value))
+		if err != nil {
+			return nil, nil, err
+		}
+		list = append(list, leak.Needle{Name: name, Value: v})
+	}
+	if needles, err = leak.NewNeedles(list...); err != nil {
+		return nil, nil, err
+	}
+	return needles, func() { _ = needles.Close(); _ = arena.Close() }, nil
+}
+
+// somebodys are values that may be in a process's memory.
+type somebodys struct {
+	PID    int
+	Values map[string]string
+}
+
+// searchMemory returns whose values are in a process's memory, by name.
+func searchMemory(in []byte) (any, error) {
+	var s somebodys
+	if err := json.Unmarshal(in, &s); err != nil {
+		return nil, err
+	}
+	needles, forget, err := needlesOf(s.Values)
+	if err != nil {
+		return nil, err
+	}
+	defer forget()
+	found, err := leak.New(needles).Memory(context.Background(), s.PID)
+	if err != nil {
+		return nil, err
+	}
+	names := map[string]int{}
+	for _, c := range found.Copies {
+		names[c.Needle] += c.Count
+	}
+	return names, nil
 }
 
 // plant puts a value into a file, the journal and a process's environment and
@@ -88,7 +128,7 @@ func plant(value string) (takeAway func(), err error) {
 		sdjournal.Send("planted: "+value, sdjournal.PriInfo, nil),
 		cmd.Start(),
 	)
-	if err == nil {
+	if err == nil && os.Geteuid() == 0 { // nobody else may
 		err = exec.Command("journalctl", "--sync").Run()
 	}
 	return takeAway, err

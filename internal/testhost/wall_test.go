@@ -63,7 +63,7 @@ func (h *host) attempt(t *testing.T, user string) map[string]string {
 	t.Helper()
 	to := targets{
 		Unit: unitName, Cgroup: h.cgroup(t), RunDir: runDir, PIDs: h.processes(t),
-		Files: []string{runDir + "/lock"},
+		Files: []string{runDir + "/lock"}, Sockets: []string{runDir + "/console.sock"},
 		Write: []string{
 			vmFile, "/etc/systemd/system/" + unitName + ".d/sources.conf", generated + "/" + unitName + ".d/10-vmcred.conf", "/usr/local/lib/systemd/system/vmcred@.service", "/usr/local/bin/vmcred.x",
 		},
