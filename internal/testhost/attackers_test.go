@@ -169,6 +169,11 @@ func TestAttackers(t *testing.T) {
 	v := setUpVictims(t)
 	right, root, unit, vmm := v.expect(t, roleRight), v.expect(t, roleRoot), v.expect(t, roleUnit), v.expect(t, roleVMM)
 	v.do(t, "systemctl start vmcred@"+evil)
+	if len(v.names) == 1 {
+		t.Run("a VMM with an API", func(t *testing.T) {
+			t.Skip("SKIPPED, nobody tried the API and the vsock of cloud-hypervisor: needs /dev/kvm")
+		})
+	}
 	before := v.known(t)
 	for _, a := range []attacker{
 		{where: "its VMM", play: vmm.play, vmm: true},
