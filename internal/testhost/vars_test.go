@@ -33,7 +33,6 @@ func testVars(t *testing.T, h *host) {
 	if strings.Count(shown, "release   host-api-key → HOST_API_KEY  44 bytes  ") != 2 || strings.Count(shown, ", "+unitName) != 4 {
 		t.Errorf("the log does not say what the broker handed out:\n%s", shown)
 	}
-	h.do(t, "rm /etc/vmcred/vmcred.yaml")
 }
 
 // startVars starts the VM, and returns what the guest then has: the store's values.
