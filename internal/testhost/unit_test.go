@@ -45,8 +45,8 @@ func TestUnit(t *testing.T) {
 		{"a guest that never says so", testSilent},
 		{"a guest's own systemd says when it is up", testNewer},
 		{"all VMs", testTarget},
-		{"values from the store", testVars},
 		{"without the generator", testNoGenerator},
+		{"values from the store", testVars},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.do(t, h) }) {
 			t.FailNow() // the next ones would only say that this one failed
