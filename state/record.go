@@ -71,7 +71,13 @@ type Delivered struct {
 	Channel string `json:"channel"`
 	Version string `json:"version,omitempty"` // at its source; empty: it has none
 	Proven  Proof  `json:"proven"`
+	// Now is what its source has by now, as who asks found out; empty: not looked at. It is
+	// never in a record.
+	Now Now `json:"now,omitempty"`
 }
+
+// Now is "same", "changed", "gone" or "unknown".
+type Now string
 
 // Self is this process.
 func Self() Process { return Describe(os.Getpid()) }

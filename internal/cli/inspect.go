@@ -42,6 +42,9 @@ type inspected struct {
 	Declared   int               `json:"credentials_declared"`
 	Delivered  []state.Delivered `json:"credentials,omitempty"` // from a record that can be believed
 	Problems   []problemJSON     `json:"problems,omitempty"`    // of the VM's file
+	// RestartNeeded: a source has another value than the VM was given.
+	RestartNeeded bool   `json:"restart_needed"`
+	Unknown       string `json:"unknown,omitempty"` // why it is not known what it was given
 
 	spec     *vm.Spec // nil: there is no file, or it is broken
 	found    *state.Found

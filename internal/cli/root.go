@@ -129,7 +129,7 @@ help; 133 the guest rebooted (run).`,
 		&cobra.Group{ID: "setup", Title: "Set up:"},
 	)
 	for group, commands := range map[string][]*cobra.Command{
-		"run":   {a.consoleCommand(), a.execCommand(), a.runCommand(), a.stopCommand()},
+		"run":   {a.consoleCommand(), a.execCommand(), a.restartCommand(), a.runCommand(), a.stopCommand()},
 		"look":  {a.auditCommand(), a.checkCommand(), a.listCommand(), a.planCommand(), a.statusCommand()},
 		"setup": {a.brokerCommand(), a.initCommand(), a.netCommand(), a.unitsCommand(), a.completionCommand(), a.versionCommand(), helpCommand()},
 	} {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vmcred/vmcred/broker/wire"
 	"github.com/vmcred/vmcred/hypervisor/console"
 	"github.com/vmcred/vmcred/runner"
 	"github.com/vmcred/vmcred/state"
@@ -26,9 +27,12 @@ func (a *app) statusCommand() *cobra.Command {
 that run or were left behind by a crash. A VM's unit is asked about at systemd; a
 plain run is known by what it wrote down, if nobody else could have written it.
 
+What it was given is compared with what its source has by now: if that changed, a
+restart is needed. Without a name the broker is shown, too.
+
 Exit status: 0 it runs, or no VM was named; 3 it does not run, as with systemctl
-status; 78 there is no such VM. --json prints one object, and a list of them
-without a name.`,
+status; 78 there is no such VM. --json prints one object for a VM; without a name
+one with "broker" and "vms", a list of them.`,
 		Example: `  vmcred status
   vmcred status test-vm
   vmcred status test-vm --json`,
@@ -60,6 +64,7 @@ func (a *app) status(c *cobra.Command, arg string, asJSON bool) error {
 		return err
 	}
 	defer i.Close()
+	a.compare(c.Context(), i)
 	switch {
 	case asJSON:
 		err = a.printJSON(i)
@@ -103,12 +108,18 @@ func (a *app) statusOfAll(c *cobra.Command, asJSON bool) error {
 	for _, i := range vms {
 		defer i.Close()
 		if i.State != stopped && i.State != broken {
+			a.compare(c.Context(), i)
 			shown = append(shown, i)
 		}
 	}
+	health := a.brokerHealth(c.Context())
 	if asJSON {
-		return a.printJSON(shown)
+		return a.printJSON(struct {
+			Broker *brokerHealth `json:"broker,omitempty"`
+			VMs    []*inspected  `json:"vms"`
+		}{health, shown})
 	}
+	a.showBroker(health)
 	for n, i := range shown {
 		if n > 0 {
 			fmt.Fprintln(a.out)
@@ -156,14 +167,14 @@ func (a *app) showStatus(i *inspected) {
 	i.showProcesses(row)
 	_ = w.Flush()
 	if len(i.Delivered) > 0 {
-		showDelivered(a.out, i.Delivered)
+		showDelivered(a.out, st, i.Delivered)
 	} else if i.Declared > 0 {
 		fmt.Fprintf(a.out, "%s: vmcred plan %s\n", declared(i), i.VM)
 	}
 }
 
 // headline is the state and its time.
-func (i *inspected) headline(st style) string {
+func (i *inspected) headline(st style) (said string) {
 	word := string(i.State)
 	switch i.State {
 	case running:
@@ -176,6 +187,9 @@ func (i *inspected) headline(st style) string {
 	}
 	if !i.State.runs() || i.Started.IsZero() {
 		return word
+	}
+	if i.RestartNeeded {
+		defer func() { said += ", " + st.yellow("restart needed") }()
 	}
 	word += " since " + i.Started.Local().Format("2006-01-02 15:04:05 MST")
 	if i.Ready == nil {
@@ -216,22 +230,70 @@ func (i *inspected) showProcesses(row func(what, format string, args ...any)) {
 }
 
 func declared(i *inspected) string {
+	if i.Unknown != "" {
+		return i.Unknown + "\n" + count(i.Declared, "credential") + " in its file"
+	}
 	if i.State.runs() {
 		return count(i.Declared, "credential") + " in its file; what was given is in the journal"
 	}
 	return count(i.Declared, "credential") + " in its file"
 }
 
+// showBroker prints how the host's broker is.
+func (a *app) showBroker(h *brokerHealth) {
+	st := styleOf(a.stdout, a.getenv)
+	switch {
+	case h == nil:
+		return
+	case h.State == nil:
+		fmt.Fprintf(a.out, "%s: %s\n  do  %s\n\n", st.bold("broker"), st.red(console.OneLine(h.Error)), h.Hint)
+		return
+	case h.Fault != "":
+		fmt.Fprintf(a.out, "%s: %s\n  why  %s\n  do   %s\n", st.bold("broker"), st.red("hands nothing out"), console.OneLine(h.Fault), h.State.Hint)
+	default:
+		fmt.Fprintf(a.out, "%s: %s, process %d since %s, %s and %d refused\n", st.bold("broker"), st.green("up"),
+			h.PID, h.Since.Local().Format(time.DateTime), count(int(h.Starts), "start"), h.Refused)
+	}
+	if h.Store != "" {
+		fmt.Fprintf(a.out, "  store  %s\n", console.OneLine(h.Store))
+	}
+	if h.Log != "" {
+		fmt.Fprintf(a.out, "  log    %s\n", console.QuotePath(h.Log))
+	}
+	fmt.Fprintln(a.out)
+}
+
+// sourceNow is what a credential's source has by now.
+func sourceNow(st style, now state.Now) string {
+	if now == "" { // static: it stands in the VM's file
+		return "-"
+	}
+	switch wire.Now(now) {
+	case wire.Same:
+		return "the same"
+	case wire.Changed:
+		return st.yellow("changed since")
+	case wire.Gone:
+		return st.red("gone")
+	case wire.Unknown:
+	}
+	return "not known"
+}
+
 // showDelivered prints what a VM was given, as plan shows what it would be.
-func showDelivered(w io.Writer, given []state.Delivered) {
-	known := false
+func showDelivered(w io.Writer, st style, given []state.Delivered) {
+	known, compared := false, false
 	for _, d := range given {
 		known = known || d.Proven != state.Unknown
+		compared = compared || d.Now != ""
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprint(t, "ON THE HOST\tIN THE GUEST\tBYTES\tCHANNEL")
 	if known {
 		fmt.Fprint(t, "\tPROVEN")
+	}
+	if compared {
+		fmt.Fprint(t, "\tSOURCE")
 	}
 	fmt.Fprintln(t)
 	for _, d := range given {
@@ -242,6 +304,9 @@ func showDelivered(w io.Writer, given []state.Delivered) {
 		fmt.Fprintf(t, "%s\t%s\t%d\t%s", host, d.Guest, d.Bytes, d.Channel)
 		if known {
 			fmt.Fprintf(t, "\t%s", d.Proven)
+		}
+		if compared {
+			fmt.Fprintf(t, "\t%s", sourceNow(st, d.Now))
 		}
 		fmt.Fprintln(t)
 	}

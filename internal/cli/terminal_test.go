@@ -49,7 +49,7 @@ func TestProofIsShown(t *testing.T) {
 		{Guest: "B", Bytes: 9, Channel: "fw_cfg", Proven: state.Unproven},
 	}
 	var out strings.Builder
-	showDelivered(&out, given)
+	showDelivered(&out, style{}, given)
 	const want = "ON THE HOST  IN THE GUEST  BYTES  CHANNEL  PROVEN\n" +
 		"host-a       HOST_A        8      smbios   yes\n" +
 		"(static)     B             9      fw_cfg   no\n"

@@ -93,6 +93,12 @@ func (s *Systemd) Stop(ctx context.Context, unit string, stdout, stderr io.Write
 	return s.run(ctx, stdout, stderr, "stop", "--", unit)
 }
 
+// Restart stops a unit if it runs, starts it, and returns when it has started. Output is
+// systemctl's own.
+func (s *Systemd) Restart(ctx context.Context, unit string, stdout, stderr io.Writer) error {
+	return s.run(ctx, stdout, stderr, "restart", "--", unit)
+}
+
 // BeginStop begins to stop a unit, and does not wait.
 func (s *Systemd) BeginStop(ctx context.Context, unit string, stdout, stderr io.Writer) error {
 	return s.run(ctx, stdout, stderr, "stop", "--no-block", "--", unit)

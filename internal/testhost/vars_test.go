@@ -23,8 +23,18 @@ func testVars(t *testing.T, h *host) {
 	// The guest says digests with this only.
 	h.do(t, "printf 'static:\\n  DEMO_NONCE: "+h.nonce+"\\n' >> "+vmFile+"; systemctl daemon-reload")
 	first := h.startVars(t)
+	if said := h.do(t, "vmcred status test-vm; vmcred status"); strings.Contains(said, "restart needed") || strings.Count(said, "the same") != 4 || !strings.Contains(said, "broker: up, process ") {
+		t.Errorf("status, of a VM that has the values of now:\n%s", said)
+	}
 	p.follow(t, h.container, "New values")
-	second := h.startVars(t)
+	if said := h.do(t, "vmcred status test-vm"); !strings.Contains(said, ", restart needed\n") || strings.Count(said, "changed since") != 2 {
+		t.Errorf("status, of a VM whose values changed:\n%s", said)
+	}
+	said = h.do(t, "vmcred restart test-vm")
+	if !strings.Contains(said, "host-api-key      HOST_API_KEY      44     changed\n") || !strings.Contains(said, "host-db-password  HOST_DB_PASSWORD  44     the same\n") {
+		t.Errorf("restart does not say what changed:\n%s", said)
+	}
+	second := h.varsArrived(t)
 	if first["api-key"] == second["api-key"] || first["db-password"] != second["db-password"] {
 		t.Error("the new value is the old one, or the other one changed")
 	}
@@ -35,10 +45,16 @@ func testVars(t *testing.T, h *host) {
 	}
 }
 
-// startVars starts the VM, and returns what the guest then has: the store's values.
+// startVars starts the VM, and is varsArrived.
 func (h *host) startVars(t *testing.T) map[string]string {
 	t.Helper()
 	h.do(t, "systemctl restart "+unitName)
+	return h.varsArrived(t)
+}
+
+// varsArrived returns what the guest of the last start has: the store's values.
+func (h *host) varsArrived(t *testing.T) map[string]string {
+	t.Helper()
 	heard := h.heard(t, h.started(t))
 	values := map[string]string{}
 	for _, name := range []string{"api-key", "db-password"} {
