@@ -272,7 +272,7 @@ func sourceNow(st style, now state.Now) string {
 	case wire.Same:
 		return "the same"
 	case wire.Changed:
-		return st.yellow("changed since")
+		return st.yellow("a newer version")
 	case wire.Gone:
 		return st.red("gone")
 	case wire.Unknown:

@@ -27,7 +27,7 @@ func testVars(t *testing.T, h *host) {
 		t.Errorf("status, of a VM that has the values of now:\n%s", said)
 	}
 	p.follow(t, h.container, "New values")
-	if said := h.do(t, "vmcred status test-vm"); !strings.Contains(said, ", restart needed\n") || strings.Count(said, "changed since") != 2 {
+	if said := h.do(t, "vmcred status test-vm"); !strings.Contains(said, ", restart needed\n") || strings.Count(said, "a newer version") != 2 {
 		t.Errorf("status, of a VM whose values changed:\n%s", said)
 	}
 	said = h.do(t, "vmcred restart test-vm")
