@@ -50,6 +50,9 @@ func run(vmcred string, pairs int) error {
 			return err
 		}
 	}
+	if err := b.broker(max(pairs, 100)); err != nil {
+		return err
+	}
 	if err := b.cloudHypervisor(max(pairs, 100)); err != nil {
 		return err
 	}
