@@ -11,6 +11,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/vmcred/vmcred/credential"
+	"github.com/vmcred/vmcred/internal/peer"
 )
 
 // gate limits what peers take: connections of one user, and requests that are worked on.
@@ -80,9 +81,14 @@ const (
 
 func newFlood() *flood { return &flood{all: map[string]*asker{}} }
 
-// stranger is allow for a user who asks for what is not his.
-func (f *flood) stranger(uid uint32) (left uint64, ok bool) {
-	return f.allow(fmt.Sprint("user ", uid), 1, rate.Every(strangerEvery), strangerBurst)
+// stranger is allow for who asks for what is not his: a user, or, of root's, a unit, so that
+// one that is started again and again does not hide the reasons of the others.
+func (f *flood) stranger(p *peer.Peer) (left uint64, ok bool) {
+	who := fmt.Sprint("user ", p.UID)
+	if p.UID == 0 {
+		who = "root's " + p.Unit
+	}
+	return f.allow(who, 1, rate.Every(strangerEvery), strangerBurst)
 }
 
 // unit is allow for n refusals of a VM's own unit.

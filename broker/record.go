@@ -69,7 +69,7 @@ func (b *Broker) refuse(ctx context.Context, p *peer.Peer, name, id string, ps p
 // mayBeRecorded reports whether n refusals go on record, and how many before them did not.
 func (b *Broker) mayBeRecorded(p *peer.Peer, name string, n int) (left uint64, ok bool) {
 	if name == "" {
-		return b.flood.stranger(p.UID)
+		return b.flood.stranger(p)
 	}
 	return b.flood.unit(p.Unit, n)
 }

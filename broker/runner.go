@@ -57,7 +57,7 @@ func (b *Broker) request(c *net.UnixConn, p *peer.Peer, a *secret.Arena) (*wire.
 		err = fmt.Errorf("process %d asks on a connection of process %d", sender.PID, p.PID)
 	}
 	if err != nil {
-		if _, ok := b.flood.stranger(p.UID); ok {
+		if _, ok := b.flood.stranger(p); ok {
 			b.o.Log.Warn("a request was not understood", "error", clean(err.Error()), "uid", p.UID, "pid", p.PID, "object_systemd_unit", p.Unit)
 		}
 		_ = wire.Send(c, wire.Answer{Problems: problem("", "not understood: "+clean(err.Error()), "is the runner of the same version of vmcred?")}, nil)
