@@ -32,8 +32,9 @@ ExecStart=sh -c 'cd "$CREDENTIALS_DIRECTORY" && sha256sum -- * > ` + checkedDir 
 %s
 `
 
-// brokerHost is a host with a broker and a store, whose VMs have no guests.
-func brokerHost(t *testing.T) *container {
+// brokerHost is a host with a broker and a store, whose VMs have no guests. Its systemd is
+// that of the system below a root directory; empty: this machine's.
+func brokerHost(t *testing.T, system string) *container {
 	t.Helper()
 	needs(t)
 	program, err := os.Executable()
@@ -43,8 +44,10 @@ func brokerHost(t *testing.T) *container {
 	dir := t.TempDir()
 	dest := filepath.Join(dir, "dest")
 	readPage(t, "../../docs/systemd.md").install(t, "../..", dest, filepath.Join(dir, "build"))
-	c := boot(t, dir, "--bind="+filepath.Join(dest, "usr/local")+":/usr/local", "--bind-ro="+program+":"+self)
-	c.do(t, "mkdir -m 700 "+checkedDir+"; systemctl enable --now vmcred-broker.socket vmcred-runner.socket")
+	c := bootSystem(t, system, dir, "--bind="+filepath.Join(dest, "usr/local")+":/usr/local", "--bind-ro="+program+":"+self, "--bind-ro="+program+":"+vmmDir+"/cloud-hypervisor")
+	// Where there is no QEMU: no VM here gets further than to its version.
+	c.write(t, "/usr/local/sbin/qemu-system-x86_64", "#!/bin/sh\necho QEMU emulator version 7.2.0\n")
+	c.do(t, "chmod 755 /usr/local/sbin/qemu-system-x86_64; mkdir -m 700 "+checkedDir+"; systemctl enable --now vmcred-broker.socket vmcred-runner.socket")
 	c.write(t, "/etc/vmcred/vmcred.yaml", "version: 1\nvars: "+varsDir+"\n")
 	return c
 }
@@ -119,8 +122,9 @@ func (c *container) refused(t *testing.T, unit string) string {
 	return status
 }
 
-func TestBroker(t *testing.T) {
-	c := brokerHost(t)
+func TestBroker(t *testing.T) { tryBroker(t, brokerHost(t, "")) }
+
+func tryBroker(t *testing.T, c *container) {
 	c.put(t, "gen", "api-key", "the api key")
 	c.put(t, "gen", "db-password", "the password")
 	c.do(t, "useradd --system --no-create-home --shell /usr/sbin/nologin vmcred-refused-vm")
@@ -129,6 +133,7 @@ func TestBroker(t *testing.T) {
 		do   func(*testing.T, *container)
 	}{
 		{"a unit that is not ours", testForeign},
+		{"a unit of our own", testOwn},
 		{"what a unit that is not ours does not get", testForeignRefused},
 		{"what a runner does not get", testRunnerRefused},
 		{"a record first", testRecordFirst},
@@ -255,8 +260,8 @@ func testRunnerRefused(t *testing.T, c *container) {
 	}
 	// Another unit that says it is the VM's.
 	c.writeRefused(t, "  host-x: {var: gen/api-key}\n")
-	c.write(t, "/etc/systemd/system/evil@.service", "[Service]\nEnvironment=XDG_CONFIG_HOME=/etc\nUser=vmcred-%i\nRuntimeDirectory=vmcred/%i\nExecStart=/usr/local/bin/vmcred run %i\n")
-	c.do(t, "systemctl daemon-reload; systemctl start evil@refused-vm.service; systemctl start --wait evil@refused-vm.service || :")
+	c.write(t, "/etc/systemd/system/evil@.service", "[Service]\nType=oneshot\nEnvironment=XDG_CONFIG_HOME=/etc\nUser=vmcred-%i\nRuntimeDirectory=vmcred/%i\nExecStart=/usr/local/bin/vmcred run %i\n")
+	c.do(t, "systemctl daemon-reload; systemctl start evil@refused-vm.service || :")
 	if got := c.do(t, "journalctl --sync; journalctl --no-pager --output=cat --unit evil@refused-vm.service"); !strings.Contains(got, "evil@refused-vm.service may not have the secrets of the VM refused-vm: they are for "+refusedUnit) {
 		t.Error(got)
 	}

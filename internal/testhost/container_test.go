@@ -31,8 +31,9 @@ const patience = 5 * time.Minute
 const self = "/opt/testhost"
 
 // container is a host with a real systemd as PID 1: a directory with an /etc of
-// its own and this machine's /usr.
+// its own and this machine's /usr, or that of another system.
 type container struct {
+	system string // the root directory whose /usr it is; empty: this machine's
 	dir    string // of its files on this machine
 	leader int    // its PID 1, as this machine numbers it
 	booted time.Time
@@ -80,8 +81,14 @@ func needs(t *testing.T) {
 // nothing of it is left.
 func boot(t *testing.T, dir string, binds ...string) *container {
 	t.Helper()
+	return bootSystem(t, "", dir, binds...)
+}
+
+// bootSystem is boot with the /usr below another root directory.
+func bootSystem(t *testing.T, system, dir string, binds ...string) *container {
+	t.Helper()
 	before := runState()
-	c := &container{dir: dir, done: make(chan struct{}), said: &bytes.Buffer{}, booted: time.Now()}
+	c := &container{system: system, dir: dir, done: make(chan struct{}), said: &bytes.Buffer{}, booted: time.Now()}
 	root := c.makeRoot(t)
 	cgroups, err := makeCgroups()
 	if err != nil {
@@ -112,7 +119,7 @@ func boot(t *testing.T, dir string, binds ...string) *container {
 		"--console=pipe", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--directory=" + root,
 		// Of a real host, which these are not kept from: locked memory and Landlock.
 		"--system-call-filter=@memlock memfd_secret landlock_create_ruleset landlock_add_rule landlock_restrict_self",
-		"--bind-ro=/usr",
+		"--bind-ro=" + c.system + "/usr:/usr",
 	}
 	args = append(append(args, binds...), "systemd.unit=test.target")
 	c.cmd = exec.Command("unshare", args...)
@@ -217,7 +224,7 @@ func (c *container) makeRoot(t *testing.T) string {
 		}
 	}
 	for _, same := range []string{"ld.so.cache", "os-release"} {
-		if b, err := os.ReadFile("/etc/" + same); err == nil {
+		if b, err := os.ReadFile(c.system + "/etc/" + same); err == nil {
 			if err := os.WriteFile(filepath.Join(root, "etc", same), b, 0o644); err != nil {
 				t.Fatal(err)
 			}

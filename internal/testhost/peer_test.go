@@ -141,13 +141,17 @@ func parseAnswered(t *testing.T, text string) answered {
 }
 
 // TestPeer: what is known of who asks, when a real systemd or a forger does.
-func TestPeer(t *testing.T) {
+func TestPeer(t *testing.T) { tryPeer(t, "") }
+
+// tryPeer is TestPeer with the systemd below a root directory; empty: this machine's.
+func tryPeer(t *testing.T, system string) {
+	t.Helper()
 	needs(t)
 	program, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := boot(t, t.TempDir(), "--bind-ro="+program+":"+self)
+	c := bootSystem(t, system, t.TempDir(), "--bind-ro="+program+":"+self)
 	uid := addUser(t, c)
 	for name, text := range peerUnits() {
 		c.write(t, "/etc/systemd/system/"+name, text)
