@@ -15,6 +15,7 @@ import (
 // testVars does what docs/vars.md says: the broker hands a real guest what is in the store.
 func testVars(t *testing.T, h *host) {
 	p := readPage(t, "../../docs/vars.md")
+	h.do(t, "rm /etc/systemd/system-generators/vmcred-generator") // which the step before has masked
 	said := strings.Join(p.follow(t, h.container, "Make some"), "")
 	if !strings.Contains(said, "host-api-key      HOST_API_KEY") && !strings.Contains(said, "HOST_API_KEY") {
 		t.Errorf("the commands do not say what it would get:\n%s", said)
@@ -38,11 +39,36 @@ func testVars(t *testing.T, h *host) {
 	if first["api-key"] == second["api-key"] || first["db-password"] != second["db-password"] {
 		t.Error("the new value is the old one, or the other one changed")
 	}
+	h.foreign(t, p, second["api-key"])
 	p.wantAllDone(t)
 	shown := h.do(t, "systemctl stop "+unitName+"; vmcred audit show --vm test-vm --since 10m | tail -4")
 	if strings.Count(shown, "release   host-api-key → HOST_API_KEY  44 bytes  ") != 2 || strings.Count(shown, ", "+unitName) != 4 {
 		t.Errorf("the log does not say what the broker handed out:\n%s", shown)
 	}
+}
+
+// foreign does what the page says of units that are not vmcred's.
+func (h *host) foreign(t *testing.T, p *page, value string) {
+	t.Helper()
+	const unit = "foreign-vm.service"
+	h.do(t, "systemctl stop "+unitName) // the guests are two for this machine
+	journal := followJournal(t, h.container, unit)
+	said := strings.Join(p.follow(t, h.container, "Units that are not vmcred's"), "")
+	for _, name := range []string{"host-api-key", "vmcred.transfer-list"} {
+		if want := "\nLoadCredential=" + name + ":/run/vmcred/broker.sock\n"; strings.Count(said, want) != 1 {
+			t.Errorf("the unit does not ask for %s:\n%s", name, said)
+		}
+	}
+	journal.wait(t, "the guest's word", func(r record) bool { return r.message() == fmt.Sprintf("demo: api-key %d bytes", len(value)) })
+	h.wantSaid(t, 0, "vmcred audit show --vm foreign-vm", "release   host-api-key → HOST_API_KEY  44 bytes  ", "release   host-api-key → HOST_API_KEY  44 bytes by smbios", ", "+unit)
+	h.wantSaid(t, 0, "systemctl show --property=Wants "+unit, "vmcred-broker.socket")
+	// Without the list it is not started.
+	h.do(t, "systemctl stop "+unit+"; umask 022; printf '[Service]\nLoadCredential=\nLoadCredential=host-api-key:/run/vmcred/broker.sock\n' > /etc/systemd/system/"+unit+".d-list; "+
+		"mkdir /etc/systemd/system/"+unit+".d; mv /etc/systemd/system/"+unit+".d-list /etc/systemd/system/"+unit+".d/no-list.conf; systemctl daemon-reload; systemctl start "+unit+" || :")
+	journal.wait(t, "why it is refused", func(r record) bool {
+		return strings.Contains(r.message(), "the transfer list is expected, and not in ")
+	})
+	h.do(t, "systemctl stop "+unit+" || :; systemctl reset-failed "+unit+" || :; rm -r /etc/systemd/system/"+unit+"* "+"/etc/vmcred/vms/foreign-vm.yaml; systemctl daemon-reload")
 }
 
 // startVars starts the VM, and is varsArrived.
