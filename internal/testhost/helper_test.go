@@ -22,6 +22,7 @@ func parts() map[string]func([]byte) (any, error) {
 		"search":   searchAll,
 		"inject":   injectAll,
 		"cut":      cutAll,
+		"receive":  receive,
 		"who":      servePeers,
 		"ask":      askPeers,
 

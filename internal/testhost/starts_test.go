@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux && amd64
+
+package testhost
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmcred/vmcred/broker/transfer"
+	"github.com/vmcred/vmcred/credential"
+	"github.com/vmcred/vmcred/secret"
+)
+
+// manyStarts is how many units start at once; VMCRED_STARTS sets it.
+const manyStarts = 60
+
+// secretsEach is how many secrets each of them has.
+const secretsEach = 5
+
+func startsWanted(t *testing.T) int {
+	t.Helper()
+	text := os.Getenv("VMCRED_STARTS")
+	if text == "" {
+		return manyStarts
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("VMCRED_STARTS=%s is no number of starts", text)
+	}
+	return n
+}
+
+// crowd is a host with many units whose values come from the broker, and as many whose
+// values are files.
+type crowd struct {
+	*container
+	n int
+}
+
+// A checker writes what it was given into a file of its own.
+const crowdUnit = `[Unit]
+StartLimitIntervalSec=0
+[Service]
+Type=oneshot
+TimeoutStartSec=10min
+Environment=VM=%%i
+ExecStart=` + self + ` part receive
+%s`
+
+// receive is what a checker does: as vmcred run, it compares what arrived with the list that
+// came along, and does nothing if that is not all. It is a part of this program.
+func receive([]byte) (any, error) {
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	a := secret.NewArena()
+	read := func(name string) (*secret.Value, error) {
+		f, err := os.Open(filepath.Join(dir, name))
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return a.Read(f, 1<<20)
+	}
+	var list *transfer.List
+	text, err := read(credential.TransferList)
+	if err == nil {
+		list, err = transfer.Parse(a, text)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		list, err = &transfer.List{}, nil // values that are files have none
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out strings.Builder
+	for s := range secretsEach {
+		name := fmt.Sprintf("h-%d", s)
+		v, err := read(name)
+		if err == nil {
+			err = list.Verify(name, v)
+		}
+		if err != nil {
+			return nil, err
+		}
+		_ = v.Use(func(b []byte) error { fmt.Fprintf(&out, "%s\n%s\n", name, b); return nil })
+	}
+	path := filepath.Join(checkedDir, os.Getenv("VM"))
+	if err := os.WriteFile(path+".new", []byte(out.String()), 0o600); err != nil {
+		return nil, err
+	}
+	return nil, os.Rename(path+".new", path)
+}
+
+func crowdValue(i, s, turn int) string {
+	return fmt.Sprintf("value %d of vm-%d in turn %d", s, i, turn)
+}
+
+func newCrowd(t *testing.T, n int) *crowd {
+	t.Helper()
+	c := &crowd{brokerHost(t), n}
+	var broker, files strings.Builder
+	for s := range secretsEach {
+		fmt.Fprintf(&broker, "LoadCredential=h-%d:/run/vmcred/broker.sock\n", s)
+		fmt.Fprintf(&files, "LoadCredential=h-%d:/run/secrets/%%i/h-%d\n", s, s)
+	}
+	broker.WriteString("LoadCredential=vmcred.transfer-list:/run/vmcred/broker.sock\n")
+	c.write(t, "/etc/systemd/system/check@.service", fmt.Sprintf(crowdUnit, broker.String()))
+	c.write(t, "/etc/systemd/system/plain@.service", fmt.Sprintf(crowdUnit, files.String()))
+	for i := range n {
+		var text strings.Builder
+		for s := range secretsEach {
+			fmt.Fprintf(&text, "  h-%d: {var: gen-%d/h-%d}\n", s, i, s)
+			c.write(t, fmt.Sprintf("/run/secrets/vm-%d/h-%d", i, s), crowdValue(i, s, 0))
+		}
+		c.write(t, fmt.Sprintf("/etc/vmcred/vms/vm-%d.yaml", i), foreignFile(fmt.Sprintf("check@vm-%d.service", i), text.String()))
+	}
+	// What a generator of n VMs writes is not what is measured.
+	c.do(t, "mkdir -p /etc/systemd/system-generators; ln -s /dev/null /etc/systemd/system-generators/vmcred-generator; systemctl daemon-reload; systemctl start "+brokerUnit)
+	c.turn(t, 0)
+	return c
+}
+
+// turn writes all values anew.
+func (c *crowd) turn(t *testing.T, turn int) {
+	t.Helper()
+	for i := range c.n {
+		dir := c.path(fmt.Sprintf("%s/gen-%d", varsDir, i))
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for s := range secretsEach {
+			path := fmt.Sprintf("%s/h-%d", dir, s)
+			if err := os.WriteFile(path+".new", []byte(crowdValue(i, s, turn)), 0o400); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(path+".new", path); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// start starts all units of a template at once, and returns when each has ended, with how
+// long that took. Whatever fails is only not there afterwards.
+func (c *crowd) start(t *testing.T, template string, meanwhile string) time.Duration {
+	t.Helper()
+	c.do(t, "rm -rf "+checkedDir+"/*; systemctl reset-failed")
+	units := make([]string, c.n)
+	for i := range units {
+		units[i] = fmt.Sprintf("%s@vm-%d.service", template, i)
+	}
+	c.write(t, "/run/units", strings.Join(units, "\n"))
+	begin := time.Now()
+	c.do(t, meanwhile+" xargs -a /run/units systemctl start || :")
+	return time.Since(begin)
+}
+
+// receipts are what each unit was given, by VM.
+func (c *crowd) receipts(t *testing.T) map[int][]string {
+	t.Helper()
+	out := map[int][]string{}
+	all, err := filepath.Glob(c.path(checkedDir) + "/vm-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range all {
+		i, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(path), "vm-"))
+		if err != nil {
+			continue // half-written
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[i] = strings.Split(strings.TrimSuffix(string(b), "\n"), "\n")
+	}
+	return out
+}
+
+// verify: whoever ran has all of its own.
+func (c *crowd) verify(t *testing.T, got map[int][]string, turn int) {
+	t.Helper()
+	for i, lines := range got {
+		var want []string
+		for s := range secretsEach {
+			want = append(want, fmt.Sprintf("h-%d", s), crowdValue(i, s, turn))
+		}
+		if !slices.Equal(lines, want) {
+			t.Errorf("vm-%d was given %q", i, lines)
+		}
+	}
+}
+
+// released counts the records of values, by VM and name, since the last call.
+func (c *crowd) released(t *testing.T) map[string]int {
+	t.Helper()
+	out := map[string]int{}
+	lines := c.do(t, `cat `+auditLog+` 2>/dev/null | grep -o '"op":"release".*"vm":"vm-[0-9]*","credential":{"host":"h-[0-9]"' | sed 's/.*"vm":"\(vm-[0-9]*\)".*"host":"\(h-[0-9]\)"/\1 \2/' | sort | uniq -c || :`)
+	for line := range strings.Lines(lines) {
+		if f := strings.Fields(line); len(f) == 3 {
+			out[f[1]+" "+f[2]], _ = strconv.Atoi(f[0])
+		}
+	}
+	return out
+}
+
+// TestStarts starts many units at once: all right, none mixed, each value on record; and again
+// with a broker that is killed all the time. How long that takes is only said.
+func TestStarts(t *testing.T) {
+	c := newCrowd(t, startsWanted(t))
+	var ours, files []time.Duration
+	for range 3 {
+		files = append(files, c.start(t, "plain", ""))
+		if got := c.receipts(t); len(got) != c.n {
+			t.Fatalf("%d of %d units with files ran", len(got), c.n)
+		}
+		before := c.released(t)
+		ours = append(ours, c.start(t, "check", ""))
+		got := c.receipts(t)
+		if len(got) != c.n {
+			t.Errorf("%d of %d units ran:\n%s", len(got), c.n, c.do(t, "systemctl --failed --no-pager | head; journalctl --no-pager --unit "+brokerUnit+" | grep -v 'on record' | tail"))
+		}
+		c.verify(t, got, 0)
+		c.onRecord(t, before, got)
+	}
+	slices.Sort(ours)
+	slices.Sort(files)
+	peak := c.do(t, "cat /sys/fs/cgroup/system.slice/"+brokerUnit+"/memory.peak 2>/dev/null || grep VmHWM /proc/$(systemctl show --value --property=MainPID "+brokerUnit+")/status")
+	t.Logf("%d starts at once with %d values each: by the broker %v, with files %v, %.2f×; the broker's peak: %s", c.n, secretsEach, ours[1], files[1],
+		ours[1].Seconds()/files[1].Seconds(), strings.TrimSpace(peak))
+	c.killed(t)
+}
+
+// onRecord: no value was given without a record of it.
+func (c *crowd) onRecord(t *testing.T, before map[string]int, got map[int][]string) {
+	t.Helper()
+	after := c.released(t)
+	for i := range got {
+		for s := range secretsEach {
+			if key := fmt.Sprintf("vm-%d h-%d", i, s); after[key] <= before[key] {
+				t.Errorf("%s was given and is not on record", key)
+			}
+		}
+	}
+}
+
+// killed: the broker is killed at random moments while they start, and the values change.
+func (c *crowd) killed(t *testing.T) {
+	c.turn(t, 1)
+	before := c.released(t)
+	killer := `(for k in $(seq 20); do systemctl kill --signal=KILL ` + brokerUnit + ` 2>/dev/null || :; for i in $(seq $((RANDOM % 30))); do systemctl is-active -q ` + brokerUnit + ` || :; done; done) & K=$!; trap "kill $K 2>/dev/null || :" EXIT;`
+	c.start(t, "check", killer)
+	got := c.receipts(t)
+	c.verify(t, got, 1)
+	c.onRecord(t, before, got)
+	kills := strings.TrimSpace(c.do(t, "journalctl --sync; journalctl --no-pager --unit "+brokerUnit+" | grep -c 'code=killed, status=9' || :"))
+	t.Logf("with a broker that was killed %s times %d of %d units started, each with all its values", kills, len(got), c.n)
+	if kills == "0" {
+		t.Error("the broker was never killed")
+	}
+	c.do(t, "systemctl reset-failed; systemctl restart "+brokerUnit+"; vmcred audit verify")
+	if len(got) == c.n {
+		return
+	}
+	// Who did not start, starts now.
+	c.start(t, "check", "")
+	if got := c.receipts(t); len(got) != c.n {
+		t.Errorf("%d of %d units start with a broker that lives", len(got), c.n)
+	}
+}
