@@ -105,7 +105,7 @@ func crowdValue(i, s, turn int) string {
 
 func newCrowd(t *testing.T, n int) *crowd {
 	t.Helper()
-	c := &crowd{brokerHost(t), n}
+	c := &crowd{brokerHost(t, ""), n}
 	var broker, files strings.Builder
 	for s := range secretsEach {
 		fmt.Fprintf(&broker, "LoadCredential=h-%d:/run/vmcred/broker.sock\n", s)
@@ -256,7 +256,7 @@ func (c *crowd) onRecord(t *testing.T, before map[string]int, got map[int][]stri
 func (c *crowd) killed(t *testing.T) {
 	c.turn(t, 1)
 	before := c.released(t)
-	killer := `(for k in $(seq 20); do systemctl kill --signal=KILL ` + brokerUnit + ` 2>/dev/null || :; for i in $(seq $((RANDOM % 30))); do systemctl is-active -q ` + brokerUnit + ` || :; done; done) & K=$!; trap "kill $K 2>/dev/null || :" EXIT;`
+	killer := `(for k in $(seq 20); do for i in $(seq $((RANDOM % 30))); do systemctl is-active -q ` + brokerUnit + ` || :; done; systemctl kill --signal=KILL ` + brokerUnit + ` 2>/dev/null || :; done) & K=$!; trap "kill $K 2>/dev/null || :" EXIT;`
 	c.start(t, "check", killer)
 	got := c.receipts(t)
 	c.verify(t, got, 1)
