@@ -34,6 +34,7 @@ type DropInError struct {
 	Credential string
 	Message    string
 	Tip        string
+	Pos        vm.Pos // of the credential in the VM's file
 }
 
 // Error returns the message without the hint.
@@ -41,6 +42,11 @@ func (e *DropInError) Error() string { return e.Credential + ": " + e.Message }
 
 // Hint returns what to do about it.
 func (e *DropInError) Hint() string { return e.Tip }
+
+// Problem is the error with its place in the VM's file.
+func (e *DropInError) Problem() vm.Problem {
+	return vm.Problem{Pos: e.Pos, Field: "credentials." + e.Credential, Message: e.Message, Hint: e.Tip}
+}
 
 // User is the system user a VM runs as.
 func User(name string) string { return "vmcred-" + name }
@@ -65,7 +71,7 @@ func DropIn(spec *vm.Spec) ([]byte, error) {
 		}
 	}
 	if asksBroker(spec) {
-		if err := transferList(&b, spec.Unit); err != nil {
+		if err := transferList(&b, spec); err != nil {
 			return nil, err
 		}
 		fmt.Fprintf(&b, "\n[Unit]\nWants=%[1]s\nAfter=%[1]s\n", BrokerSocket)
@@ -95,10 +101,10 @@ func asksBroker(spec *vm.Spec) bool {
 
 // transferList writes the line for the list, without which a receiver cannot tell a value
 // from one that was cut on the way.
-func transferList(b *bytes.Buffer, unit string) error {
-	if n := len(unit) + len(credential.TransferList) - maxUnitAndID; n > 0 {
+func transferList(b *bytes.Buffer, spec *vm.Spec) error {
+	if n := len(spec.Unit) + len(credential.TransferList) - maxUnitAndID; n > 0 {
 		return &DropInError{
-			Credential: credential.TransferList,
+			Credential: credential.TransferList, Pos: vm.Pos{File: spec.File},
 			Message:    fmt.Sprintf("it goes along with every value of var:, and its name and the unit's are %d bytes together, and systemd takes %d", n+maxUnitAndID, maxUnitAndID),
 			Tip:        fmt.Sprintf("shorten the unit's name by %d characters", n),
 		}
@@ -164,7 +170,7 @@ func header(b *bytes.Buffer, spec *vm.Spec) {
 
 func line(b *bytes.Buffer, spec *vm.Spec, c vm.Credential) error {
 	fail := func(tip, format string, args ...any) error {
-		return &DropInError{Credential: c.Host, Message: fmt.Sprintf(format, args...), Tip: tip}
+		return &DropInError{Credential: c.Host, Message: fmt.Sprintf(format, args...), Tip: tip, Pos: c.Pos}
 	}
 	if err := credential.CheckName(c.Host); err != nil {
 		return fail("use a-z, 0-9 and -", "%v", err)
@@ -187,7 +193,7 @@ func line(b *bytes.Buffer, spec *vm.Spec, c vm.Credential) error {
 		return nil
 	}
 	if n := len(spec.Unit) + len(c.Host); n > maxUnitAndID {
-		return fail(fmt.Sprintf("shorten it by %d characters; as: keeps its name in the guest", n-maxUnitAndID),
+		return fail(fmt.Sprintf("shorten it, or the name of the unit, by %d characters; as: keeps its name in the guest", n-maxUnitAndID),
 			"the unit's name and the credential's are %d bytes together, and systemd takes %d", n, maxUnitAndID)
 	}
 	if c.Source.Kind == vm.SourceUnit {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmcred/vmcred/check"
+	"github.com/vmcred/vmcred/config"
 	"github.com/vmcred/vmcred/runner"
 	"github.com/vmcred/vmcred/secret"
 	"github.com/vmcred/vmcred/unit"
@@ -75,7 +76,10 @@ func (a *app) check(c *cobra.Command, arg string, sources *sourceFlags, asJSON b
 
 // findings is what is wrong beyond the file itself.
 func (a *app) findings(c *cobra.Command, spec *vm.Spec, sources *sourceFlags) (vm.Problems, error) {
-	problems := unitSources(spec)
+	var problems vm.Problems
+	if config.IsHosts(spec.File) { // others may never be a unit
+		problems = unitProblems(spec)
+	}
 	present, err := a.present(c, spec, sources)
 	if err != nil {
 		return nil, err

@@ -55,17 +55,21 @@ func (a *app) ownShares(spec *vm.Spec) {
 	}
 }
 
-// unitSources says which of its files a VM's unit must not have, for one of the host's
-// VMs: the host's own file says where they may be, whoever looks.
-func unitSources(spec *vm.Spec) vm.Problems {
-	if !config.IsHosts(spec.File) {
-		return nil
+// unitProblems says why a VM's unit cannot have its credentials. Where files may be is
+// said by the host's own file, whoever looks, and for the host's VMs only.
+func unitProblems(spec *vm.Spec) vm.Problems {
+	var problems vm.Problems
+	if config.IsHosts(spec.File) {
+		host, none := config.LoadHostIn(filepath.Dir(config.SystemDir))
+		if problems = none; host != nil {
+			problems = host.CheckSources(spec)
+		}
 	}
-	host, problems := config.LoadHostIn(filepath.Dir(config.SystemDir))
-	if host == nil {
-		return problems
+	var d *unit.DropInError
+	if _, err := unit.DropIn(spec); errors.As(err, &d) {
+		problems = append(problems, d.Problem())
 	}
-	return host.CheckSources(spec)
+	return problems
 }
 
 // refusedError is one reason not to start, with its hint.

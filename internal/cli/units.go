@@ -45,7 +45,7 @@ removes those of shares that the VM has no more.`,
 				return err
 			}
 			a.showProblems(a.stderr, warnings)
-			if problems := unitSources(spec); len(problems) > 0 {
+			if problems := unitProblems(spec); len(problems) > 0 {
 				return &runner.RefusedError{Problems: problems}
 			}
 			if c.Flags().Changed("output") {

@@ -190,6 +190,10 @@ func (g *generator) vm(ctx context.Context, spec *vm.Spec) {
 	if err != nil {
 		p := problem(err)
 		p.Pos = vm.Pos{File: spec.File}
+		var d *unit.DropInError
+		if errors.As(err, &d) {
+			p = d.Problem()
+		}
 		g.refuse(spec.Name, vm.Problems{p})
 		return
 	}
