@@ -105,8 +105,8 @@ func transferList(b *bytes.Buffer, spec *vm.Spec) error {
 	if n := len(spec.Unit) + len(credential.TransferList) - maxUnitAndID; n > 0 {
 		return &DropInError{
 			Credential: credential.TransferList, Pos: vm.Pos{File: spec.File},
-			Message:    fmt.Sprintf("it goes along with every value of var:, and its name and the unit's are %d bytes together, and systemd takes %d", n+maxUnitAndID, maxUnitAndID),
-			Tip:        fmt.Sprintf("shorten the unit's name by %d characters", n),
+			Message: fmt.Sprintf("it goes along with every value of var:, and its name and the unit's are %d bytes together, and systemd takes %d", n+maxUnitAndID, maxUnitAndID),
+			Tip:     fmt.Sprintf("shorten the unit's name by %d characters", n),
 		}
 	}
 	fmt.Fprintf(b, "# What came from the broker, to be compared with: vmcred run --expect-transfer-list does.\n")
