@@ -112,8 +112,8 @@ func New(o Options) (*Broker, error) {
 		b.limits = *o.limits
 	}
 	b.gate = newGate(b.limits)
-	b.starts = newStarts(o.State, b.limits)
-	return b, b.starts.tidy(o.Invocation)
+	b.starts = newStarts(o.State, b.limits, o.Invocation)
+	return b, b.starts.tidy()
 }
 
 // ServeRunners answers our own runners until the context ends. It closes the listener.

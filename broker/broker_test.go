@@ -4,6 +4,7 @@ package broker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -143,6 +144,7 @@ type fixture struct {
 	store   *memory
 	log     *log
 	peer    peer.Peer // who asks next
+	present string    // start of any unit; empty: that of who asks
 	mu      sync.Mutex
 	sources vm.Problems
 	journal bytes.Buffer
@@ -176,9 +178,13 @@ func setUp(t *testing.T) *fixture {
 			}
 			return p, nil
 		},
-		Invocation: func(string) (string, error) { return f.peer.Invocation, nil },
-		User:       func(string) (uint32, error) { return ownUser, nil },
-		Log:        slog.New(slog.NewTextHandler(&lockedBuffer{b: &f.journal}, nil)),
+		Invocation: func(string) (string, error) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return cmp.Or(f.present, f.peer.Invocation), nil
+		},
+		User: func(string) (uint32, error) { return ownUser, nil },
+		Log:  slog.New(slog.NewTextHandler(&lockedBuffer{b: &f.journal}, nil)),
 	}
 	f.vm("test-vm", "credentials:\n  host-api-key: {var: gen/api-key}\n  host-db-password: {var: gen/db-password}\n  host-file: {file: /run/secrets/x}\n  host-unit: {}\n")
 	f.vm("other", "unit: "+foreign+"\ncredentials:\n  host-api-key: {var: gen/api-key}\n  host-db-password: {var: gen/db-password}\n  host-file: {file: /run/secrets/x}\n  host-enc: {encrypted: /etc/x}\n  host-unit: {}\n")

@@ -350,3 +350,31 @@ func TestStrangersDoNotFillTheLog(t *testing.T) {
 		t.Errorf("%d more records", len(f.log.said())-n)
 	}
 }
+
+// A question of a start that is over gets nothing, and leaves the present one alone.
+func TestALateQuestion(t *testing.T) {
+	f := setUp(t)
+	ask := func(id string) []byte {
+		b, err := f.load(foreign, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	f.as(0, foreign, second2)
+	if b := ask("host-api-key"); string(b) != "the api key" {
+		t.Fatalf("%q", b)
+	}
+	f.mu.Lock()
+	f.present = second2
+	f.mu.Unlock()
+	f.as(0, foreign, first1)
+	if b := ask("host-api-key"); !refusedLoad(b) || !strings.Contains(f.journal.String(), "started anew") {
+		t.Errorf("a start that is over is given %d bytes:\n%s", len(b), f.journal.String())
+	}
+	f.store.set("gen", map[string]string{"api-key": "a new key", "db-password": "a new password"})
+	f.as(0, foreign, second2)
+	if b := ask("host-db-password"); string(b) != "the password" {
+		t.Errorf("the present start goes on with %q", b)
+	}
+}

@@ -4,6 +4,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -171,6 +172,9 @@ func (b *Broker) take(ctx context.Context, p *peer.Peer, spec *vm.Spec, a *secre
 }
 
 func later(err error) problems {
+	if errors.Is(err, errOver) {
+		return problems{{Message: err.Error(), Retry: true}}
+	}
 	return problems{{Message: "it cannot be written down what this start is given: " + err.Error(), Hint: "is /run full? df -h /run", Retry: true}}
 }
 

@@ -16,8 +16,9 @@ import (
 
 // starts are the units that asked, each with its present start.
 type starts struct {
-	state  *stateDir
-	limits limits
+	state      *stateDir
+	limits     limits
+	invocation func(unit string) (string, error) // a unit's present start
 
 	mu   sync.Mutex
 	now  map[string]*start // by unit
@@ -41,23 +42,34 @@ type start struct {
 	forget *time.Timer
 }
 
-func newStarts(dir string, l limits) *starts {
-	return &starts{state: &stateDir{dir}, limits: l, now: map[string]*start{}}
+func newStarts(dir string, l limits, invocation func(unit string) (string, error)) *starts {
+	return &starts{state: &stateDir{dir}, limits: l, invocation: invocation, now: map[string]*start{}}
+}
+
+// isNow reports whether that is the unit's present start.
+func (s *starts) isNow(unit, invocation string) bool {
+	id, err := s.invocation(unit)
+	return err == nil && id == invocation
 }
 
 // tidy forgets the starts that are not their units' present ones any more.
-func (s *starts) tidy(invocation func(string) (string, error)) error {
-	return s.state.tidy(func(g *given) bool {
-		id, err := invocation(g.Unit)
-		return err == nil && id == g.Invocation
-	})
+func (s *starts) tidy() error {
+	return s.state.tidy(func(g *given) bool { return s.isNow(g.Unit, g.Invocation) })
 }
 
-// of is the start to which a question belongs; it is locked, and the caller unlocks it.
+// errOver is why a question is not answered that waited for longer than its start lasted.
+var errOver = errors.New("the unit was started anew since this was asked")
+
+// begin is the start to which a question belongs; it is locked, and the caller unlocks it.
 func (s *starts) begin(p *peer.Peer, spec *vm.Spec) (*start, error) {
 	s.mu.Lock()
 	st := s.now[p.Unit]
 	if st == nil || st.invocation != p.Invocation {
+		// A late question of a start that is over must not end the present one.
+		if !s.isNow(p.Unit, p.Invocation) {
+			s.mu.Unlock()
+			return nil, errOver
+		}
 		old := st
 		st = &start{unit: p.Unit, invocation: p.Invocation, of: s}
 		s.now[p.Unit] = st
