@@ -256,7 +256,7 @@ func (c *crowd) onRecord(t *testing.T, before map[string]int, got map[int][]stri
 func (c *crowd) killed(t *testing.T) {
 	c.turn(t, 1)
 	before := c.released(t)
-	killer := `(for k in $(seq 20); do for i in $(seq $((RANDOM % 30))); do systemctl is-active -q ` + brokerUnit + ` || :; done; systemctl kill --signal=KILL ` + brokerUnit + ` 2>/dev/null || :; done) & K=$!; trap "kill $K 2>/dev/null || :" EXIT;`
+	killer := `(for k in $(seq 20); do for i in $(seq $((RANDOM % (k * 3)))); do systemctl is-active -q ` + brokerUnit + ` || :; done; systemctl kill --signal=KILL ` + brokerUnit + ` 2>/dev/null || :; done) & K=$!; trap "kill $K 2>/dev/null || :" EXIT;`
 	c.start(t, "check", killer)
 	got := c.receipts(t)
 	c.verify(t, got, 1)
