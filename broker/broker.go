@@ -118,24 +118,37 @@ func New(o Options) (*Broker, error) {
 
 // ServeRunners answers our own runners until the context ends. It closes the listener.
 func (b *Broker) ServeRunners(ctx context.Context, l *net.UnixListener) error {
-	return b.serve(ctx, l, b.answerRunner)
+	return b.serve(ctx, l, nil, func(ctx context.Context, c *net.UnixConn, _ func()) { b.answerRunner(ctx, c) })
 }
 
 // ServeLoads answers systemd (LoadCredential= with a socket) until the context ends. It
 // closes the listener.
 func (b *Broker) ServeLoads(ctx context.Context, l *net.UnixListener) error {
-	return b.serve(ctx, l, b.answerLoad)
+	// Only root can connect, and who is not accepted yet outlives a broker that is killed:
+	// the next one answers. So no more are taken than are worked on.
+	return b.serve(ctx, l, make(chan struct{}, b.limits.work), b.answerLoad)
 }
 
 // Close wipes what is held.
 func (b *Broker) Close() error { return b.starts.close() }
 
-func (b *Broker) serve(ctx context.Context, l *net.UnixListener, answer func(context.Context, *net.UnixConn)) error {
+// serve answers each connection. room, if there is one, has to be free before the next is
+// accepted; the answer's function gives it back early.
+func (b *Broker) serve(ctx context.Context, l *net.UnixListener, room chan struct{}, answer func(context.Context, *net.UnixConn, func())) error {
 	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
 	defer l.Close()
 	var all sync.WaitGroup
 	defer all.Wait()
 	for {
+		done := func() {}
+		if room != nil {
+			select {
+			case room <- struct{}{}:
+			case <-ctx.Done():
+				return nil
+			}
+			done = sync.OnceFunc(func() { <-room })
+		}
 		c, err := l.AcceptUnix()
 		switch {
 		case ctx.Err() != nil:
@@ -147,6 +160,7 @@ func (b *Broker) serve(ctx context.Context, l *net.UnixListener, answer func(con
 			return err
 		case err != nil: // too many descriptors, say: those that are open will close
 			b.o.Log.Warn("a connection was not accepted", "error", err)
+			done()
 			select {
 			case <-ctx.Done():
 			case <-time.After(100 * time.Millisecond):
@@ -154,8 +168,9 @@ func (b *Broker) serve(ctx context.Context, l *net.UnixListener, answer func(con
 			continue
 		}
 		all.Go(func() {
+			defer done()
 			defer c.Close()
-			answer(ctx, c)
+			answer(ctx, c, done)
 		})
 	}
 }

@@ -263,6 +263,9 @@ func (c *crowd) killed(t *testing.T) {
 	c.onRecord(t, before, got)
 	kills := strings.TrimSpace(c.do(t, "journalctl --sync; journalctl --no-pager --unit "+brokerUnit+" | grep -c 'code=killed, status=9' || :"))
 	t.Logf("with a broker that was killed %s times %d of %d units started, each with all its values", kills, len(got), c.n)
+	if len(got) < c.n/2 {
+		t.Log(c.do(t, "journalctl --no-pager -o cat | grep -v 'on record' | sed 's/vm-[0-9]*/vm-N/g; s/[0-9][0-9]*/N/g' | sort | uniq -c | sort -rn | head -20; systemctl status --no-pager "+sockets+" | grep Active"))
+	}
 	if kills == "0" {
 		t.Error("the broker was never killed")
 	}
