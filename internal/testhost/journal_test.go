@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -145,6 +146,20 @@ func (c *container) matching(t *testing.T, match string) []record {
 		found = append(found, r)
 	}
 	return found
+}
+
+// between is the time from the first record of one kind to the first of another.
+func between(t *testing.T, records []record, from, to func(record) bool) time.Duration {
+	t.Helper()
+	var at [2]int64
+	for n, is := range []func(record) bool{from, to} {
+		i := slices.IndexFunc(records, is)
+		if i < 0 {
+			t.Fatalf("the journal has not both records:\n%s", tail(records))
+		}
+		at[n], _ = strconv.ParseInt(records[i]["__MONOTONIC_TIMESTAMP"], 10, 64)
+	}
+	return time.Duration(at[1]-at[0]) * time.Microsecond
 }
 
 // with keeps the records for which is says yes.

@@ -69,6 +69,7 @@ func testStart(t *testing.T, h *host) {
 	}
 	delivered := with(slices.Clone(records[:end]), func(r record) bool { return r["VMCRED_GUEST"] != "" })
 	said := with(slices.Clone(records[:end]), func(r record) bool { return r.message() == "demo: done" })
+	t.Logf("from systemctl start to the hypervisor's process: %v", between(t, records, func(r record) bool { return r["JOB_TYPE"] == "start" }, func(r record) bool { return r["VMCRED_PID"] != "" }))
 	if len(delivered) != 6 || len(said) > 0 {
 		t.Errorf("start returned with %d credentials delivered, want 6, and %d guests booted, want 0", len(delivered), len(said))
 	}
