@@ -6,10 +6,13 @@ package testhost
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vmcred/vmcred/leak"
 )
 
 // testVars does what docs/vars.md says: the broker hands a real guest what is in the store.
@@ -41,6 +44,7 @@ func testVars(t *testing.T, h *host) {
 	}
 	h.foreign(t, p, second["api-key"])
 	p.wantAllDone(t)
+	h.searchVars(t, second)
 	shown := h.do(t, "systemctl stop "+unitName+"; vmcred audit show --vm test-vm --since 10m | tail -4")
 	if strings.Count(shown, "release   host-api-key → HOST_API_KEY  44 bytes  ") != 2 || strings.Count(shown, ", "+unitName) != 4 {
 		t.Errorf("the log does not say what the broker handed out:\n%s", shown)
@@ -69,6 +73,26 @@ func (h *host) foreign(t *testing.T, p *page, value string) {
 		return strings.Contains(r.message(), "the transfer list is expected, and not in ")
 	})
 	h.do(t, "systemctl stop "+unit+" || :; systemctl reset-failed "+unit+" || :; rm -r /etc/systemd/system/"+unit+"* "+"/etc/vmcred/vms/foreign-vm.yaml; systemctl daemon-reload")
+}
+
+// searchVars: while the VM runs, its values are in the store and nowhere else: not below
+// /run/credentials, in no log, no argument, no environment, no file.
+func (h *host) searchVars(t *testing.T, values map[string]string) {
+	t.Helper()
+	hay := haystack{Since: h.booted, Values: maps.Clone(values), Meant: map[string]string{"the store": varsDir}}
+	var report leak.Report
+	play(t, h.container, "", "search", hay, &report)
+	seen := 0
+	for _, f := range report.Findings {
+		if f.Needle == planted {
+			seen++
+		} else {
+			t.Errorf("found %s", f)
+		}
+	}
+	if seen == 0 || len(report.Meant) < len(values) {
+		t.Errorf("the search shows nothing: %d planted, %d in the store", seen, len(report.Meant))
+	}
 }
 
 // startVars starts the VM, and is varsArrived.
