@@ -154,8 +154,11 @@ func (h *host) spec(t *testing.T, word string, source func(name string) string) 
 func (h *host) bySource(t *testing.T, way, word string) (args, env []string) {
 	t.Helper()
 	h.spec(t, word, func(name string) string {
-		if way == "file:" {
+		switch way {
+		case "file:":
 			return "file: " + filepath.Join(h.creds, name)
+		case "var:":
+			return "var: " + filepath.Base(h.creds) + "/" + name
 		}
 		return ""
 	})
@@ -168,13 +171,15 @@ func (h *host) bySource(t *testing.T, way, word string) (args, env []string) {
 		}
 	case "$CREDENTIALS_DIRECTORY":
 		env = []string{"CREDENTIALS_DIRECTORY=" + h.creds}
+	case "var:":
+		env = []string{"VMCRED_VARS=" + filepath.Dir(h.creds)}
 	}
 	return args, env
 }
 
 // ways are all the ways a value gets in.
 func ways() []string {
-	return []string{"--credentials", "$CREDENTIALS_DIRECTORY", "file:", "--load-credential"}
+	return []string{"--credentials", "$CREDENTIALS_DIRECTORY", "file:", "--load-credential", "var:"}
 }
 
 func (h *host) env(more ...string) []string {
