@@ -137,6 +137,7 @@ func tryBroker(t *testing.T, c *container) {
 		{"what a unit that is not ours does not get", testForeignRefused},
 		{"what a runner does not get", testRunnerRefused},
 		{"a record first", testRecordFirst},
+		{"no room for a record", testNoRoom},
 		{"a broker that is down", testBrokerDown},
 		{"a broker that hangs", testBrokerHangs},
 		{"a socket of somebody else's", testSquatted},
