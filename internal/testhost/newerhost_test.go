@@ -10,8 +10,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vmcred/vmcred/hypervisor/hypervisortest/probe"
 )
 
 // newerSystem is the root directory of a system with a newer systemd than this machine's.
@@ -45,6 +48,9 @@ func TestBrokerNewerHost(t *testing.T) {
 // TestPeerNewerHost is TestPeer there: the name that systemd asks from is its own affair.
 func TestPeerNewerHost(t *testing.T) { tryPeer(t, newerSystem(t)) }
 
+// TestStartsNewerHost is TestStarts there.
+func TestStartsNewerHost(t *testing.T) { tryStarts(t, newerSystem(t)) }
+
 const ownVM = `version: 1
 hypervisor: cloud-hypervisor
 memory: 128MiB
@@ -65,11 +71,16 @@ func testOwn(t *testing.T, c *container) {
 	c.write(t, "/etc/vmcred/vms/own-vm.yaml", ownVM)
 	c.write(t, "/etc/systemd/system/"+unit+".d/path.conf", "[Service]\nEnvironment=PATH="+vmmDir+":/usr/bin\n")
 	c.do(t, "chmod 600 /run/secrets/own; systemctl daemon-reload; systemctl start "+unit)
-	j := followJournal(t, c, unit)
+	id := strings.TrimSpace(c.do(t, "systemctl show --value --property=InvocationID "+unit))
+	h := &host{container: c, journal: followJournal(t, c, unit)}
+	h.journal.wait(t, "the guest's last word", func(r record) bool { return r.message() == probe.Last })
+	said := h.records(t, id)
 	for name, value := range map[string]string{"HOST_API_KEY": "the api key", "HOST_PASSWORD": "the password", "HOST_FILE": "of a file"} {
 		text := "io.systemd.credential.binary:" + name + "=" + base64.StdEncoding.EncodeToString([]byte(value))
 		want := fmt.Sprintf("bytes=%d sha256=%x", len(text), sha256.Sum256([]byte(text)))
-		j.wait(t, name+" in the guest", func(r record) bool { return strings.HasSuffix(r.message(), want) })
+		if !slices.ContainsFunc(said, func(r record) bool { return strings.HasSuffix(r.message(), want) }) {
+			t.Errorf("the guest does not have %s:\n%s", name, tail(said))
+		}
 	}
 	shown := c.do(t, "vmcred audit show --vm own-vm; vmcred audit show --vm own-vm --json; systemctl stop "+unit)
 	for _, want := range []string{"release   host-api-key → HOST_API_KEY  11 bytes", "release   host-password → HOST_PASSWORD  12 bytes", "release   host-file → HOST_FILE  9 bytes", unit} {

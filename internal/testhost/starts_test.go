@@ -103,9 +103,9 @@ func crowdValue(i, s, turn int) string {
 	return fmt.Sprintf("value %d of vm-%d in turn %d", s, i, turn)
 }
 
-func newCrowd(t *testing.T, n int) *crowd {
+func newCrowd(t *testing.T, system string, n int) *crowd {
 	t.Helper()
-	c := &crowd{brokerHost(t, ""), n}
+	c := &crowd{brokerHost(t, system), n}
 	var broker, files strings.Builder
 	for s := range secretsEach {
 		fmt.Fprintf(&broker, "LoadCredential=h-%d:/run/vmcred/broker.sock\n", s)
@@ -214,8 +214,12 @@ func (c *crowd) released(t *testing.T) map[string]int {
 
 // TestStarts starts many units at once: all right, none mixed, each value on record; and again
 // with a broker that is killed all the time. How long that takes is only said.
-func TestStarts(t *testing.T) {
-	c := newCrowd(t, startsWanted(t))
+func TestStarts(t *testing.T) { tryStarts(t, "") }
+
+// tryStarts is TestStarts with the systemd below a root directory; empty: this machine's.
+func tryStarts(t *testing.T, system string) {
+	t.Helper()
+	c := newCrowd(t, system, startsWanted(t))
 	var ours, files []time.Duration
 	for range 3 {
 		files = append(files, c.start(t, "plain", ""))
