@@ -138,6 +138,7 @@ func tryBroker(t *testing.T, c *container) {
 		{"what a runner does not get", testRunnerRefused},
 		{"a record first", testRecordFirst},
 		{"no room for a record", testNoRoom},
+		{"no copy in its memory", testNoCopy},
 		{"a broker that is down", testBrokerDown},
 		{"a broker that hangs", testBrokerHangs},
 		{"a socket of somebody else's", testSquatted},
