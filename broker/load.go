@@ -10,6 +10,7 @@ import (
 	"github.com/vmcred/vmcred/credential"
 	"github.com/vmcred/vmcred/internal/peer"
 	"github.com/vmcred/vmcred/secret"
+	"github.com/vmcred/vmcred/store"
 	"github.com/vmcred/vmcred/vm"
 )
 
@@ -95,7 +96,7 @@ func (b *Broker) load(ctx context.Context, p *peer.Peer, spec *vm.Spec, id strin
 	}
 	if id != credential.TransferList {
 		c := declared(spec, id)
-		ref, _ := refOf(c)
+		ref, _ := store.ParseVar(c.Source.Path)
 		version := st.given.Versions[ref.Generator]
 		st.given.add(deliveredNow(c, version, "", kept, time.Now()))
 		if err := b.starts.state.save(st.given); err != nil {

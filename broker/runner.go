@@ -14,6 +14,7 @@ import (
 	"github.com/vmcred/vmcred/credential"
 	"github.com/vmcred/vmcred/internal/peer"
 	"github.com/vmcred/vmcred/secret"
+	"github.com/vmcred/vmcred/store"
 	"github.com/vmcred/vmcred/vm"
 )
 
@@ -148,7 +149,7 @@ func (b *Broker) take(ctx context.Context, p *peer.Peer, spec *vm.Spec, a *secre
 	)
 	for i := range all {
 		c, v := &all[i], byName[all[i].Host]
-		ref, _ := refOf(c)
+		ref, _ := store.ParseVar(c.Source.Path)
 		version := st.given.Versions[ref.Generator]
 		entries = append(entries, release(p, spec, c, version, "", v))
 		said = append(said, wire.Credential{Host: c.Host, Guest: c.Guest, Bytes: v.Len(), Version: string(version)})
@@ -218,7 +219,7 @@ func (b *Broker) record(ctx context.Context, p *peer.Peer, spec *vm.Spec, said [
 		c := declared(spec, w.Host)
 		d := deliveredNow(c, "", clean(w.Channel), values[i], p.Began())
 		if c.Source.Kind == vm.SourceVar { // it came by systemd from here
-			ref, _ := refOf(c)
+			ref, _ := store.ParseVar(c.Source.Path)
 			d.Version = string(st.given.Versions[ref.Generator])
 		}
 		st.given.add(d)

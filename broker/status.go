@@ -58,7 +58,7 @@ func now(ctx context.Context, s *Settings, c *vm.Credential, d *wire.Delivered) 
 	case string(c.Source.Kind) != d.Source:
 		return wire.Changed
 	case c.Source.Kind == vm.SourceVar && s.Store != nil:
-		ref, _ := refOf(c)
+		ref, _ := store.ParseVar(c.Source.Path)
 		snap, err := s.Store.Pin(ctx, ref)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):

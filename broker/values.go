@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"strings"
 
 	"github.com/vmcred/vmcred/broker/transfer"
 	"github.com/vmcred/vmcred/credential"
@@ -15,12 +14,6 @@ import (
 	"github.com/vmcred/vmcred/store"
 	"github.com/vmcred/vmcred/vm"
 )
-
-// refOf splits a var: source into its generator and file.
-func refOf(c *vm.Credential) (store.Ref, string) {
-	generator, file, _ := strings.Cut(c.Source.Path, "/")
-	return store.Ref{Generator: generator}, file
-}
 
 // changed is the reason why a later question of a start is not answered.
 var changed = problems{{
@@ -39,7 +32,7 @@ func (b *Broker) read(ctx context.Context, s *Settings, st *start, spec *vm.Spec
 	var refs []store.Ref
 	seen := map[store.Ref]bool{}
 	for i := range all {
-		if ref, _ := refOf(&all[i]); !seen[ref] {
+		if ref, _ := store.ParseVar(all[i].Source.Path); !seen[ref] {
 			refs, seen[ref] = append(refs, ref), true
 		}
 	}
@@ -71,7 +64,7 @@ func (b *Broker) unread(all []vm.Credential, err error) problems {
 	}
 	var ps problems
 	for i := range all {
-		if ref, _ := refOf(&all[i]); ref == none.Ref {
+		if ref, _ := store.ParseVar(all[i].Source.Path); ref == none.Ref {
 			ps = append(ps, problem(all[i].Host, err.Error(), hintOf(err))...)
 		}
 	}
@@ -85,7 +78,7 @@ func open(ctx context.Context, snap store.Snapshot, all []vm.Credential, a *secr
 	total := 0
 	for i := range all {
 		c := &all[i]
-		ref, file := refOf(c)
+		ref, file := store.ParseVar(c.Source.Path)
 		v, err := snap.Open(ctx, a, ref, file)
 		switch {
 		case err != nil:

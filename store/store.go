@@ -7,6 +7,7 @@ package store
 import (
 	"context"
 	"iter"
+	"strings"
 
 	"github.com/vmcred/vmcred/secret"
 )
@@ -15,6 +16,13 @@ import (
 type Ref struct {
 	Scope     Scope
 	Generator string
+}
+
+// ParseVar splits a `var:` source, "GENERATOR/FILE", into its generator, of this machine's
+// own scope, and the file.
+func ParseVar(path string) (Ref, string) {
+	generator, file, _ := strings.Cut(path, "/")
+	return Ref{Generator: generator}, file
 }
 
 // Scope is whose a generator is. The empty one is this machine's own.

@@ -50,11 +50,7 @@ somewhere else: the message says where.`,
 }
 
 func (a *app) attach(ctx context.Context, arg string) error {
-	in, err := a.inspector()
-	if err != nil {
-		return err
-	}
-	i, err := a.one(ctx, in, arg)
+	in, i, err := a.named(ctx, arg)
 	if err != nil {
 		return err
 	}

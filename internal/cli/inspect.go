@@ -101,6 +101,16 @@ func (a *app) one(ctx context.Context, in *inspector, arg string) (*inspected, e
 	return i, nil
 }
 
+// named inspects the VM that an argument names, for a command about it.
+func (a *app) named(ctx context.Context, arg string) (*inspector, *inspected, error) {
+	in, err := a.inspector()
+	if err != nil {
+		return nil, nil, err
+	}
+	i, err := a.one(ctx, in, arg)
+	return in, i, err
+}
+
 func missingFile(path string) bool {
 	_, err := os.Lstat(path)
 	return errors.Is(err, fs.ErrNotExist)

@@ -33,11 +33,7 @@ Exit status: 0 it runs; 1 it could not be restarted; 78 it is no unit's VM.`,
 }
 
 func (a *app) restart(ctx context.Context, arg string) error {
-	in, err := a.inspector()
-	if err != nil {
-		return err
-	}
-	i, err := a.one(ctx, in, arg)
+	in, i, err := a.named(ctx, arg)
 	if err != nil {
 		return err
 	}

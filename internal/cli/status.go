@@ -55,11 +55,7 @@ one with "broker" and "vms", a list of them.`,
 }
 
 func (a *app) status(c *cobra.Command, arg string, asJSON bool) error {
-	in, err := a.inspector()
-	if err != nil {
-		return err
-	}
-	i, err := a.one(c.Context(), in, arg)
+	_, i, err := a.named(c.Context(), arg)
 	if err != nil {
 		return err
 	}

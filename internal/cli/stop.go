@@ -43,11 +43,7 @@ Exit status: 0 it does not run any more, or did not; 1 it could not be stopped;
 }
 
 func (a *app) stop(ctx context.Context, arg string, force bool) error {
-	in, err := a.inspector()
-	if err != nil {
-		return err
-	}
-	i, err := a.one(ctx, in, arg)
+	in, i, err := a.named(ctx, arg)
 	if err != nil {
 		return err
 	}

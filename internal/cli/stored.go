@@ -74,7 +74,7 @@ func (a *app) nowOfVar(ctx context.Context, c vm.Credential, d *state.Delivered)
 	if err != nil {
 		return state.Now(wire.Unknown)
 	}
-	ref, _ := refOf(c.Source.Path)
+	ref, _ := store.ParseVar(c.Source.Path)
 	snapshot, err := s.Pin(ctx, ref)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

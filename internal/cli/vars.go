@@ -11,7 +11,6 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/vmcred/vmcred/broker/client"
 	"github.com/vmcred/vmcred/broker/transfer"
@@ -149,7 +148,7 @@ func (s *varSource) Open(ctx context.Context, name string) (*secret.Value, error
 	if s.snapshot == nil {
 		return s.values[name], nil
 	}
-	ref, file := refOf(src.Path)
+	ref, file := store.ParseVar(src.Path)
 	v, err := s.snapshot.Open(ctx, s.arena, ref, file)
 	if errors.Is(err, fs.ErrNotExist) { // it is not to be looked for elsewhere
 		return nil, &hinted{message: err.Error(), hint: hintOf(err)}
@@ -163,12 +162,6 @@ func (s *varSource) Close() error {
 		return nil
 	}
 	return s.snapshot.Close()
-}
-
-// refOf splits a var: source into its generator and file.
-func refOf(path string) (store.Ref, string) {
-	generator, file, _ := strings.Cut(path, "/")
-	return store.Ref{Generator: generator}, file
 }
 
 // fromStore opens what no source before it has, if the VM declares any such var:; nil if
@@ -208,7 +201,7 @@ func (a *app) hostStore() (store.Store, error) {
 func (s *varSource) pin(ctx context.Context, f store.Store) error {
 	var refs []store.Ref
 	for _, name := range slices.Sorted(maps.Keys(s.names)) {
-		if ref, _ := refOf(s.names[name].Path); !slices.Contains(refs, ref) {
+		if ref, _ := store.ParseVar(s.names[name].Path); !slices.Contains(refs, ref) {
 			refs = append(refs, ref)
 		}
 	}
@@ -219,7 +212,7 @@ func (s *varSource) pin(ctx context.Context, f store.Store) error {
 		case err == nil:
 			s.snapshot = snapshot
 			for name, src := range s.names {
-				ref, _ := refOf(src.Path)
+				ref, _ := store.ParseVar(src.Path)
 				s.versions[name] = string(snapshot.Version(ref))
 			}
 			return nil
@@ -227,7 +220,7 @@ func (s *varSource) pin(ctx context.Context, f store.Store) error {
 			s.fail(err, always)
 			return ctx.Err()
 		}
-		s.fail(err, func(_ string, src vm.Source) bool { ref, _ := refOf(src.Path); return ref == none.Ref })
+		s.fail(err, func(_ string, src vm.Source) bool { ref, _ := store.ParseVar(src.Path); return ref == none.Ref })
 		refs = slices.DeleteFunc(refs, func(r store.Ref) bool { return r == none.Ref })
 	}
 	return nil
