@@ -93,6 +93,12 @@ func (a *app) opener(c *cobra.Command, spec *vm.Spec, f *sourceFlags, broker *ho
 				}
 				list[len(list)-1] = compared
 			}
+			if f.expectList && dirs[0] == "" && dirs[1] == "" {
+				return &hinted{
+					message: "the transfer list is expected, and there is no credentials directory that it could be in",
+					hint:    "the unit's LoadCredential= lines make one: vmcred units; or leave --expect-transfer-list out",
+				}
+			}
 			if len(files) > 0 {
 				add(credential.Files(arena, files), "")
 			}
