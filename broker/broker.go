@@ -81,6 +81,7 @@ type limits struct {
 	memory int           // bytes of values that are kept so
 	peers  int           // connections of one user at once; root has no limit
 	work   int           // requests that are worked on at once
+	loads  int           // of systemd's questions; a broker that is killed takes those along
 }
 
 // arenaBytes is what one start's values have at least in locked memory.
@@ -89,7 +90,7 @@ const arenaBytes = 8 << 10
 func defaultLimits() limits {
 	l := limits{
 		silent: 5 * time.Second, append: 15 * time.Second, read: 30 * time.Second, hold: 30 * time.Second,
-		memory: 64 << 20, peers: 16, work: 64,
+		memory: 64 << 20, peers: 16, work: 64, loads: 16,
 	}
 	// Where little can be locked, most of it is for what is being worked on.
 	var lock unix.Rlimit
@@ -126,7 +127,7 @@ func (b *Broker) ServeRunners(ctx context.Context, l *net.UnixListener) error {
 func (b *Broker) ServeLoads(ctx context.Context, l *net.UnixListener) error {
 	// Only root can connect, and who is not accepted yet outlives a broker that is killed:
 	// the next one answers. So no more are taken than are worked on.
-	return b.serve(ctx, l, make(chan struct{}, b.limits.work), b.answerLoad)
+	return b.serve(ctx, l, make(chan struct{}, b.limits.loads), b.answerLoad)
 }
 
 // Close wipes what is held.
