@@ -31,7 +31,8 @@ type Recorder interface {
 
 // Settings are what the host's file says by now.
 type Settings struct {
-	Store   store.Store // nil: none is configured
+	Store   store.Store // nil: there is none
+	NoStore error       // why: it is configured, and cannot be used
 	Log     Recorder
 	LogPath string
 	// CheckSources says which of a VM's `file:` sources its unit must not get.
@@ -53,7 +54,8 @@ type Options struct {
 	Log     *slog.Logger
 	Version string // of vmcred
 
-	limits *limits // nil: defaultLimits
+	limits *limits                 // nil: defaultLimits
+	uid    func(*peer.Peer) uint32 // of who connected; nil: as the peer says
 }
 
 // Broker answers. It may serve several listeners at once.
@@ -79,7 +81,8 @@ type limits struct {
 	read   time.Duration // for an answer to be read
 	hold   time.Duration // how long values are kept for the next question of a start
 	memory int           // bytes of values that are kept so
-	peers  int           // connections of one user at once; root has no limit
+	grace  time.Duration // for those who are being answered, when it ends
+	peers  int           // connections of one unit or login at once; root has no limit
 	work   int           // requests that are worked on at once
 	loads  int           // of systemd's questions; a broker that is killed takes those along
 }
@@ -89,7 +92,7 @@ const arenaBytes = 8 << 10
 
 func defaultLimits() limits {
 	l := limits{
-		silent: 5 * time.Second, append: 15 * time.Second, read: 30 * time.Second, hold: 30 * time.Second,
+		silent: 5 * time.Second, append: 15 * time.Second, read: 30 * time.Second, hold: 30 * time.Second, grace: 5 * time.Second,
 		memory: 64 << 20, peers: 16, work: 64, loads: 16,
 	}
 	// Where little can be locked, most of it is for what is being worked on.
@@ -109,6 +112,9 @@ func New(o Options) (*Broker, error) {
 		o.Invocation = func(unit string) (string, error) { return peer.InvocationOf("", unit) }
 	}
 	b := &Broker{o: o, limits: defaultLimits(), vms: newIndex(o.VMs), flood: newFlood(), since: time.Now()}
+	if o.uid == nil {
+		b.o.uid = func(p *peer.Peer) uint32 { return p.UID }
+	}
 	if o.limits != nil {
 		b.limits = *o.limits
 	}
@@ -171,6 +177,8 @@ func (b *Broker) serve(ctx context.Context, l *net.UnixListener, room chan struc
 		all.Go(func() {
 			defer done()
 			defer c.Close()
+			// Nobody can keep a broker from ending.
+			defer context.AfterFunc(ctx, func() { time.AfterFunc(b.limits.grace, func() { _ = c.Close() }) })()
 			answer(ctx, c, done)
 		})
 	}
@@ -226,6 +234,8 @@ func (b *Broker) health() *wire.State {
 		return st
 	case logErr != nil:
 		st.Fault, st.Hint = logErr.Error(), hintOf(logErr)
+	case s.NoStore != nil:
+		st.Fault, st.Hint = s.NoStore.Error(), hintOf(s.NoStore)
 	}
 	st.Log = s.LogPath
 	if s.Store != nil {

@@ -45,6 +45,7 @@ type memory struct {
 	mu   sync.Mutex
 	all  map[string]map[string]string
 	when map[string]int
+	fail []error // of the next Pins, one each
 }
 
 func (m *memory) String() string { return "the vars of the test" }
@@ -59,6 +60,11 @@ func (m *memory) set(generator string, files map[string]string) {
 func (m *memory) Pin(_ context.Context, refs ...store.Ref) (store.Snapshot, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if len(m.fail) > 0 {
+		err := m.fail[0]
+		m.fail = m.fail[1:]
+		return nil, err
+	}
 	s := &pinned{m, map[string]map[string]string{}, map[string]store.Version{}}
 	for _, r := range refs {
 		files, ok := m.all[r.Generator]
@@ -172,7 +178,7 @@ func setUp(t *testing.T) *fixture {
 			}
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			p.UID, p.Unit, p.Invocation = f.peer.UID, f.peer.Unit, f.peer.Invocation
+			p.UID, p.Unit, p.Slice, p.Invocation = f.peer.UID, f.peer.Unit, f.peer.Slice, f.peer.Invocation
 			if f.peer.Name != "" {
 				p.Name = f.peer.Name
 			}
@@ -184,6 +190,7 @@ func setUp(t *testing.T) *fixture {
 			return cmp.Or(f.present, f.peer.Invocation), nil
 		},
 		User: func(string) (uint32, error) { return ownUser, nil },
+		uid:  func(*peer.Peer) uint32 { return uint32(os.Geteuid()) },
 		Log:  slog.New(slog.NewTextHandler(&lockedBuffer{b: &f.journal}, nil)),
 	}
 	f.vm("test-vm", "credentials:\n  host-api-key: {var: gen/api-key}\n  host-db-password: {var: gen/db-password}\n  host-file: {file: /run/secrets/x}\n  host-unit: {}\n")
@@ -267,9 +274,18 @@ func (f *fixture) load(unit, id string) ([]byte, error) {
 	return io.ReadAll(c)
 }
 
+// login is a person, not a unit of the host's.
+func (f *fixture) login(uid uint32, number int) *fixture {
+	f.as(uid, "session-1.scope", "")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.peer.Slice = fmt.Sprintf("user-%d.slice", number)
+	return f
+}
+
 func (f *fixture) as(uid uint32, unit, invocation string) *fixture {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.peer.UID, f.peer.Unit, f.peer.Invocation = uid, unit, invocation
+	f.peer.UID, f.peer.Unit, f.peer.Slice, f.peer.Invocation = uid, unit, "system.slice", invocation
 	return f
 }

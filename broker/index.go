@@ -9,20 +9,28 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vmcred/vmcred/config"
 	"github.com/vmcred/vmcred/vm"
 )
 
 // index knows the VMs' files as they are now: one that was read is read again only when it
-// is another one, and all are looked through only for a unit that is not known.
+// is another one. All are looked through for a unit that is not known; for one that is, when
+// names came or went, and now and then, as another file may name it, too, by now.
 type index struct {
 	dir string
 
-	mu    sync.Mutex
-	files map[string]*read    // by path
-	units map[string][]string // paths by unit, as the last look at all found them
+	mu     sync.Mutex
+	files  map[string]*read    // by path
+	units  map[string][]string // paths by unit, as the last look at all found them
+	names  stamp               // the directory's, before that
+	looked time.Time
 }
+
+// looksEvery is how long one look at all of a thousand files, some milliseconds, is enough
+// for. Only a file that was rewritten in place can go unseen so long.
+const looksEvery = time.Second
 
 type read struct {
 	stamp stamp
@@ -81,7 +89,9 @@ func unusable(why vm.Problems) problems {
 func (x *index) ofUnit(unit string) (*vm.Spec, problems) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if len(x.still(unit)) == 0 {
+	now, err := stampOf(x.dir)
+	if err != nil || now != x.names || time.Since(x.looked) > looksEvery || len(x.still(unit)) == 0 {
+		x.names, x.looked = now, time.Now()
 		x.scan()
 	}
 	switch paths := x.still(unit); len(paths) {

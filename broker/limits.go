@@ -4,7 +4,7 @@ package broker
 
 import (
 	"context"
-	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,35 +14,65 @@ import (
 	"github.com/vmcred/vmcred/internal/peer"
 )
 
-// gate limits what peers take: connections of one user, and requests that are worked on.
+// login is the slice of a person's own processes, whatever users they run as (newuidmap(1));
+// empty: they are none's.
+func login(p *peer.Peer) string {
+	number, ok := strings.CutPrefix(strings.TrimSuffix(p.Slice, ".slice"), "user-")
+	if !ok || number == "" || strings.Trim(number, "0123456789") != "" {
+		return ""
+	}
+	return p.Slice
+}
+
+// group is with whom a peer shares what it may take: what is in its unit, or of its login.
+// Nobody but root makes units, while one user can have many numbers.
+func group(p *peer.Peer) string {
+	switch slice := login(p); {
+	case slice != "":
+		return slice
+	case p.Unit != "":
+		return p.Unit
+	}
+	return "who is in no unit"
+}
+
+// outsider can be no VM's unit: it may ask how the broker is, and that takes little.
+func outsider(p *peer.Peer) bool { return p.UID != 0 && (p.Unit == "" || login(p) != "") }
+
+// gate limits what peers take: connections of one group, and requests that are worked on.
 type gate struct {
 	peers int
 	work  chan struct{}
 
 	mu   sync.Mutex
-	open map[uint32]int
+	open map[string]int
 }
 
 func newGate(l limits) *gate {
-	return &gate{peers: l.peers, work: make(chan struct{}, l.work), open: map[uint32]int{}}
+	return &gate{peers: l.peers, work: make(chan struct{}, l.work), open: map[string]int{}}
 }
 
-// enter counts a connection of a user; false: there are too many. The caller leaves.
-func (g *gate) enter(uid uint32) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if uid != 0 && g.open[uid] >= g.peers {
-		return false
+// enter counts a connection of a peer's group; false: there are too many. Root has no limit.
+// The caller leaves.
+func (g *gate) enter(p *peer.Peer) (leave func(), ok bool) {
+	if p.UID == 0 {
+		return func() {}, true
 	}
-	g.open[uid]++
-	return true
-}
-
-func (g *gate) leave(uid uint32) {
+	who := group(p)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.open[uid]--; g.open[uid] <= 0 {
-		delete(g.open, uid)
+	if g.open[who] >= g.peers {
+		return nil, false
+	}
+	g.open[who]++
+	return func() { g.leave(who) }, true
+}
+
+func (g *gate) leave(who string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.open[who]--; g.open[who] <= 0 {
+		delete(g.open, who)
 	}
 }
 
@@ -81,14 +111,9 @@ const (
 
 func newFlood() *flood { return &flood{all: map[string]*asker{}} }
 
-// stranger is allow for who asks for what is not his: a user, or, of root's, a unit, so that
-// one that is started again and again does not hide the reasons of the others.
+// stranger is allow for who asks for what is not his.
 func (f *flood) stranger(p *peer.Peer) (left uint64, ok bool) {
-	who := fmt.Sprint("user ", p.UID)
-	if p.UID == 0 {
-		who = "root's " + p.Unit
-	}
-	return f.allow(who, 1, rate.Every(strangerEvery), strangerBurst)
+	return f.allow("stranger "+group(p), 1, rate.Every(strangerEvery), strangerBurst)
 }
 
 // unit is allow for n refusals of a VM's own unit.

@@ -84,7 +84,7 @@ func (b *Broker) load(ctx context.Context, p *peer.Peer, spec *vm.Spec, id strin
 	}
 	defer b.starts.room()
 	defer st.mu.Unlock()
-	if st.arena == nil {
+	if st.arena == nil || st.given.Versions == nil {
 		if ps := b.fill(ctx, s, st, spec); len(ps) > 0 {
 			return nil, nil, ps
 		}
@@ -98,11 +98,8 @@ func (b *Broker) load(ctx context.Context, p *peer.Peer, spec *vm.Spec, id strin
 		c := declared(spec, id)
 		ref, _ := store.ParseVar(c.Source.Path)
 		version := st.given.Versions[ref.Generator]
-		st.given.add(deliveredNow(c, version, "", kept, time.Now()))
-		if err := b.starts.state.save(st.given); err != nil {
-			return nil, nil, later(err)
-		}
-		if ps := b.append(ctx, s, release(p, spec, c, version, "", kept)); len(ps) > 0 {
+		note := func(g *given) { g.add(deliveredNow(c, version, "", kept, time.Now())) }
+		if ps := b.giving(ctx, s, st, note, release(p, spec, c, version, "", kept)); len(ps) > 0 {
 			return nil, nil, ps
 		}
 	}
@@ -122,6 +119,8 @@ func (b *Broker) load(ctx context.Context, p *peer.Peer, spec *vm.Spec, id strin
 
 // fill reads all values of a start, makes its list, and keeps both.
 func (b *Broker) fill(ctx context.Context, s *Settings, st *start, spec *vm.Spec) problems {
+	st.drop()
+	first := st.given.Versions == nil
 	a := secret.NewSmallArena()
 	values, ps := b.read(ctx, s, st, spec, a)
 	if len(ps) == 0 {
@@ -130,16 +129,18 @@ func (b *Broker) fill(ctx context.Context, s *Settings, st *start, spec *vm.Spec
 		}
 	}
 	// The versions are written down before anything leaves: another broker keeps to them.
-	if len(ps) == 0 && st.fresh {
-		if err := b.starts.state.save(st.given); err != nil {
+	if len(ps) == 0 && first {
+		if err := st.save(); err != nil {
 			ps = later(err)
 		}
 	}
 	if len(ps) > 0 {
+		if first {
+			st.given = nil // what stands there counts
+		}
 		_ = a.Close()
 		return ps
 	}
-	st.fresh = false
 	st.keep(a, values)
 	b.count(true)
 	return nil

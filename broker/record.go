@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/vmcred/vmcred/audit"
 	"github.com/vmcred/vmcred/broker/wire"
@@ -29,6 +30,22 @@ func release(p *peer.Peer, spec *vm.Spec, c *vm.Credential, version store.Versio
 	}
 }
 
+// giving notes what is about to leave, and puts it on record. If that fails nothing leaves,
+// and nothing is noted: another try may have it.
+func (b *Broker) giving(ctx context.Context, s *Settings, st *start, note func(*given), entries ...audit.Entry) problems {
+	before := st.given.copy()
+	note(st.given)
+	if err := st.save(); err != nil {
+		return later(err)
+	}
+	ps := b.append(ctx, s, entries...)
+	if len(ps) > 0 {
+		st.given = before
+		_ = st.save() // else the start may seem to have been given it
+	}
+	return ps
+}
+
 // deliveredNow is what Status says later.
 func deliveredNow(c *vm.Credential, version store.Version, channel string, v *secret.Value, at time.Time) wire.Delivered {
 	return wire.Delivered{
@@ -44,6 +61,9 @@ func (b *Broker) refuse(ctx context.Context, p *peer.Peer, name, id string, ps p
 	left, ok := b.mayBeRecorded(p, name, len(ps))
 	if !ok {
 		return
+	}
+	if name == "" {
+		ps = ps[:1] // a stranger's refusal is one record
 	}
 	var entries []audit.Entry
 	for _, pr := range ps {
@@ -109,7 +129,7 @@ func clean(s string) string {
 		s = s[:cleanMax] + "…"
 	}
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\u2028' || r == '\u2029' {
+		if !unicode.IsPrint(r) { // what turns the line's direction, too
 			return '?'
 		}
 		return r

@@ -77,7 +77,15 @@ func inUnit(p *peer.Peer) problems {
 	if p.Unit != "" {
 		return nil
 	}
-	return problem("", "who asks is in no unit of this host's systemd, and only a VM's own unit gets its secrets", "systemctl start vmcred@NAME.service; a plain run reads them itself, as root")
+	return notAUnit(p)
+}
+
+func notAUnit(p *peer.Peer) problems {
+	where := "no unit of this host's systemd"
+	if slice := login(p); slice != "" {
+		where = slice
+	}
+	return problem("", "who asks is in "+where+", and only a VM's own unit gets its secrets", "systemctl start vmcred@NAME.service; a plain run reads them itself, as root")
 }
 
 func invoked(p *peer.Peer) problems {

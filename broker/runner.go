@@ -30,22 +30,37 @@ func (b *Broker) answerRunner(ctx context.Context, c *net.UnixConn) {
 		return // gone, mostly
 	}
 	defer p.Close()
-	if !b.gate.enter(p.UID) {
+	leave, ok := b.gate.enter(p)
+	if !ok {
+		if _, ok := b.flood.stranger(p); ok {
+			b.o.Log.Warn(fmt.Sprintf("a connection was closed: there are %d of %s already", b.limits.peers, group(p)), "uid", p.UID, "pid", p.PID, "object_systemd_unit", p.Unit)
+		}
 		return
 	}
-	defer b.gate.leave(p.UID)
+	defer leave()
 	a := secret.NewSmallArena()
 	defer a.Close()
 	r, values, ok := b.request(c, p, a)
 	if !ok {
 		return
 	}
-	if err := b.gate.begin(ctx); err != nil {
-		return
+	answer, with, ok := b.work(ctx, p, r, values, a)
+	if ok {
+		b.send(c, answer, with)
 	}
+}
+
+// work waits for its turn, if it is to do anything; false: there is none any more.
+func (b *Broker) work(ctx context.Context, p *peer.Peer, r *wire.Request, values []*secret.Value, a *secret.Arena) (*wire.Answer, []*secret.Value, bool) {
+	if r.Op == wire.Health { // what hangs is seen by it
+		return &wire.Answer{Health: b.health()}, nil, true
+	}
+	if b.gate.begin(ctx) != nil {
+		return nil, nil, false
+	}
+	defer b.gate.end()
 	answer, with := b.do(ctx, p, r, values, a)
-	b.gate.end()
-	b.send(c, answer, with)
+	return answer, with, true
 }
 
 // request reads what the runner asks for, and makes sure that it is the peer who asks: a
@@ -54,15 +69,27 @@ func (b *Broker) request(c *net.UnixConn, p *peer.Peer, a *secret.Arena) (*wire.
 	if c.SetDeadline(time.Now().Add(b.limits.silent)) != nil || wire.Send(c, wire.Hello{Protocol: wire.Protocol}, nil) != nil {
 		return nil, nil, false
 	}
-	r, values, sender, err := wire.ReceiveRequest(c, a)
-	if err == nil && (sender.PID != p.PID || p.Check() != nil) {
+	most := wire.MaxFrame
+	if outsider(p) {
+		most, a = wire.MaxSmall, nil
+	}
+	r, values, sender, err := wire.ReceiveRequest(c, a, most)
+	switch {
+	case err != nil:
+	case sender.PID != p.PID || p.Check() != nil:
 		err = fmt.Errorf("process %d asks on a connection of process %d", sender.PID, p.PID)
+	case sender.UID != b.o.uid(p):
+		err = fmt.Errorf("user %d asks on a connection of user %d", sender.UID, b.o.uid(p))
 	}
 	if err != nil {
 		if _, ok := b.flood.stranger(p); ok {
 			b.o.Log.Warn("a request was not understood", "error", clean(err.Error()), "uid", p.UID, "pid", p.PID, "object_systemd_unit", p.Unit)
 		}
-		_ = wire.Send(c, wire.Answer{Problems: problem("", "not understood: "+clean(err.Error()), "is the runner of the same version of vmcred?")}, nil)
+		ps := problem("", "not understood: "+clean(err.Error()), "is the runner of the same version of vmcred?")
+		if outsider(p) { // for whom it was too much
+			ps = notAUnit(p)
+		}
+		_ = wire.Send(c, wire.Answer{Problems: ps}, nil)
 		return nil, nil, false
 	}
 	return r, values, true
@@ -90,13 +117,17 @@ func (b *Broker) send(c *net.UnixConn, answer *wire.Answer, with []*secret.Value
 // do is what was asked for.
 func (b *Broker) do(ctx context.Context, p *peer.Peer, r *wire.Request, values []*secret.Value, a *secret.Arena) (*wire.Answer, []*secret.Value) {
 	switch r.Op {
-	case wire.Health:
-		return &wire.Answer{Health: b.health()}, nil
 	case wire.Status:
 		return b.status(ctx, p, r.VM), nil
 	case wire.Take, wire.Record, wire.Refuse:
 	default:
 		return &wire.Answer{Problems: problem("", "there is nothing called "+clean(string(r.Op))+" to ask for", "")}, nil
+	}
+	// Who may have nothing learns nothing of what there is.
+	if outsider(p) {
+		ps := notAUnit(p)
+		b.refuse(ctx, p, "", "", ps)
+		return &wire.Answer{Problems: ps}, nil
 	}
 	spec, ps := b.ofRunner(p, r.VM)
 	if len(ps) > 0 {
@@ -146,6 +177,7 @@ func (b *Broker) take(ctx context.Context, p *peer.Peer, spec *vm.Spec, a *secre
 		entries []audit.Entry
 		said    []wire.Credential
 		values  []*secret.Value
+		notes   []wire.Delivered
 	)
 	for i := range all {
 		c, v := &all[i], byName[all[i].Host]
@@ -154,19 +186,15 @@ func (b *Broker) take(ctx context.Context, p *peer.Peer, spec *vm.Spec, a *secre
 		entries = append(entries, release(p, spec, c, version, "", v))
 		said = append(said, wire.Credential{Host: c.Host, Guest: c.Guest, Bytes: v.Len(), Version: string(version)})
 		values = append(values, v)
-		st.given.add(deliveredNow(c, version, "", v, time.Now()))
+		notes = append(notes, deliveredNow(c, version, "", v, time.Now()))
 	}
-	st.given.Taken = true
-	if err := b.starts.state.save(st.given); err != nil {
-		st.given = nil // what stands there counts
-		return nil, nil, later(err)
-	}
-	if ps := b.append(ctx, s, entries...); len(ps) > 0 {
-		// Nothing has left: another try may have it.
-		st.given.Taken = false
-		if b.starts.state.save(st.given) != nil {
-			st.given = nil
+	ps = b.giving(ctx, s, st, func(g *given) {
+		g.Taken = true
+		for _, d := range notes {
+			g.add(d)
 		}
+	}, entries...)
+	if len(ps) > 0 {
 		return nil, nil, ps
 	}
 	return said, values, nil
@@ -195,16 +223,7 @@ func (b *Broker) record(ctx context.Context, p *peer.Peer, spec *vm.Spec, said [
 	for _, pr := range s.CheckSources(spec).Fatal() {
 		ps = append(ps, problem("", pr.Error(), pr.Hint)...)
 	}
-	var entries []audit.Entry
-	for i, w := range said {
-		c := declared(spec, w.Host)
-		if c == nil {
-			ps = append(ps, undeclared(spec, clean(w.Host))...)
-			continue
-		}
-		entries = append(entries, release(p, spec, c, "", clean(w.Channel), values[i]))
-	}
-	if len(ps) > 0 {
+	if ps = append(ps, recordable(spec, said)...); len(ps) > 0 {
 		return ps
 	}
 	st, err := b.starts.begin(p, spec)
@@ -212,23 +231,49 @@ func (b *Broker) record(ctx context.Context, p *peer.Peer, spec *vm.Spec, said [
 		return later(err)
 	}
 	defer st.mu.Unlock()
-	if st.given.Records++; st.given.Records > recordsMax {
+	if st.given.Records >= recordsMax {
 		return problem("", "this start has put on record what it was given already", "systemctl restart "+spec.Unit)
 	}
+	var entries []audit.Entry
+	var notes []wire.Delivered
 	for i, w := range said {
 		c := declared(spec, w.Host)
-		d := deliveredNow(c, "", clean(w.Channel), values[i], p.Began())
+		var version store.Version
 		if c.Source.Kind == vm.SourceVar { // it came by systemd from here
 			ref, _ := store.ParseVar(c.Source.Path)
-			d.Version = string(st.given.Versions[ref.Generator])
+			version = st.given.Versions[ref.Generator]
 		}
-		st.given.add(d)
+		entries = append(entries, release(p, spec, c, version, clean(w.Channel), values[i]))
+		notes = append(notes, deliveredNow(c, version, clean(w.Channel), values[i], p.Began()))
 	}
-	if err := b.starts.state.save(st.given); err != nil {
-		st.given = nil
-		return later(err)
+	return b.giving(ctx, s, st, func(g *given) {
+		g.Records++
+		for _, d := range notes {
+			g.add(d)
+		}
+	}, entries...)
+}
+
+// recordable is what is wrong with what a runner says that its VM is about to get. It may
+// have been taken over.
+func recordable(spec *vm.Spec, said []wire.Credential) problems {
+	if len(said) > len(spec.Credentials) {
+		return problem("", fmt.Sprintf("%d values are to be put on record, and the VM %s declares %d", len(said), spec.Name, len(spec.Credentials)), "")
 	}
-	return b.append(ctx, s, entries...)
+	var ps problems
+	seen := make(map[string]bool, len(said))
+	for _, w := range said {
+		switch {
+		case credential.CheckName(w.Host) != nil: // it may be long: nobody meant it
+			ps = append(ps, problem("", credential.CheckName(w.Host).Error(), "")...)
+		case declared(spec, w.Host) == nil:
+			ps = append(ps, undeclared(spec, w.Host)...)
+		case seen[w.Host]:
+			ps = append(ps, problem(w.Host, "it is to be put on record twice", "")...)
+		}
+		seen[w.Host] = true
+	}
+	return ps
 }
 
 // recordRefusals puts on record why the runner does not start the VM.

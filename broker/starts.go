@@ -31,8 +31,8 @@ type start struct {
 	of               *starts
 
 	mu    sync.Mutex
-	given *given // as it stands in the state directory
-	fresh bool   // nothing of it is there yet
+	over  bool   // the unit has another one by now
+	given *given // as it stands in the state directory, or is about to; nil: not known
 
 	// What is kept for the next question; nil: nothing.
 	values map[string]*secret.Value // by name on the host, and the transfer list
@@ -79,14 +79,17 @@ func (s *starts) begin(p *peer.Peer, spec *vm.Spec) (*start, error) {
 	}
 	s.mu.Unlock()
 	st.mu.Lock()
-	if st.given != nil {
+	switch {
+	case st.over:
+		st.mu.Unlock()
+		return nil, errOver
+	case st.given != nil:
 		return st, nil
 	}
 	g, err := s.state.load(p.Invocation)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		g, err = &given{Unit: p.Unit, Invocation: p.Invocation, VM: spec.Name}, nil
-		st.fresh = true
 	case err == nil && (g.Unit != p.Unit || g.VM != spec.Name):
 		err = errors.New("what was given to this start belongs to " + g.Unit + " and the VM " + g.VM)
 	}
@@ -102,6 +105,7 @@ func (s *starts) begin(p *peer.Peer, spec *vm.Spec) (*start, error) {
 func (st *start) end() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	st.over = true
 	st.drop()
 	st.of.state.remove(st.invocation)
 }
@@ -125,12 +129,21 @@ func (st *start) touch() {
 	st.forget.Reset(st.of.limits.hold)
 }
 
-// idle forgets the values, and the start itself: what it was given is in the state
-// directory.
+// idle forgets the values. What the start was given is in the state directory.
 func (st *start) idle() {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.drop()
+	st.given = nil
+}
+
+// save writes down what the start is given. If that fails, what stands there counts.
+func (st *start) save() error {
+	err := st.of.state.save(st.given)
+	if err != nil {
+		st.given = nil
+	}
+	return err
 }
 
 // drop wipes what is kept.

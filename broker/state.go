@@ -29,6 +29,12 @@ type given struct {
 	Delivered  []wire.Delivered         `json:"delivered,omitempty"`
 }
 
+func (g *given) copy() *given {
+	c := *g
+	c.Delivered = slices.Clone(g.Delivered) // the versions are never changed, only replaced
+	return &c
+}
+
 // add notes a credential that is about to leave, in place of what was said of it before.
 func (g *given) add(d wire.Delivered) {
 	i := slices.IndexFunc(g.Delivered, func(o wire.Delivered) bool { return o.Host == d.Host })

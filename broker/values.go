@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"maps"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmcred/vmcred/broker/transfer"
 	"github.com/vmcred/vmcred/credential"
 	"github.com/vmcred/vmcred/secret"
@@ -26,7 +28,10 @@ var changed = problems{{
 // list are in the arena.
 func (b *Broker) read(ctx context.Context, s *Settings, st *start, spec *vm.Spec, a *secret.Arena) (map[string]*secret.Value, problems) {
 	all := fromStore(spec)
-	if s.Store == nil {
+	switch {
+	case s.Store == nil && s.NoStore != nil:
+		return nil, unread(all, s.NoStore)
+	case s.Store == nil:
 		return nil, problem("", "this host has no store for var: sources", "name its folder in /etc/vmcred/vmcred.yaml: vars: /var/lib/vmcred/vars")
 	}
 	var refs []store.Ref
@@ -36,9 +41,24 @@ func (b *Broker) read(ctx context.Context, s *Settings, st *start, spec *vm.Spec
 			refs, seen[ref] = append(refs, ref), true
 		}
 	}
+	var values map[string]*secret.Value
+	var ps problems
+	for range tries {
+		var again bool
+		if values, again, ps = readOnce(ctx, s, st, all, refs, a); !again {
+			break
+		}
+	}
+	return values, ps
+}
+
+// tries is how often a store is read that is being changed.
+const tries = 3
+
+func readOnce(ctx context.Context, s *Settings, st *start, all []vm.Credential, refs []store.Ref, a *secret.Arena) (values map[string]*secret.Value, again bool, ps problems) {
 	snap, err := s.Store.Pin(ctx, refs...)
 	if err != nil {
-		return nil, b.unread(all, err)
+		return nil, errors.Is(err, store.ErrChanging), unread(all, err)
 	}
 	defer snap.Close()
 	versions := make(map[string]store.Version, len(refs))
@@ -46,21 +66,21 @@ func (b *Broker) read(ctx context.Context, s *Settings, st *start, spec *vm.Spec
 		versions[r.Generator] = snap.Version(r)
 	}
 	if st.given.Versions != nil && !maps.Equal(st.given.Versions, versions) {
-		return nil, changed
+		return nil, false, changed
 	}
-	values, ps := open(ctx, snap, all, a)
+	values, again, ps = open(ctx, snap, all, a)
 	if len(ps) > 0 {
-		return nil, ps
+		return nil, again, ps
 	}
 	st.given.Versions = versions
-	return values, nil
+	return values, false, nil
 }
 
 // unread is why nothing can be pinned. What is missing is said of each credential.
-func (b *Broker) unread(all []vm.Credential, err error) problems {
+func unread(all []vm.Credential, err error) problems {
 	var none *store.NotFoundError
 	if !errors.As(err, &none) {
-		return problem("", err.Error(), hintOf(err))
+		return unreadable("", err)
 	}
 	var ps problems
 	for i := range all {
@@ -71,10 +91,24 @@ func (b *Broker) unread(all []vm.Credential, err error) problems {
 	return ps
 }
 
-// open reads every value, and says of each what is wrong with it.
-func open(ctx context.Context, snap store.Snapshot, all []vm.Credential, a *secret.Arena) (map[string]*secret.Value, problems) {
-	values := make(map[string]*secret.Value, len(all)+1)
-	var ps problems
+// unreadable is an error of the store, which may pass.
+func unreadable(host string, err error) problems {
+	ps := problem(host, err.Error(), hintOf(err))
+	for _, passing := range []error{
+		store.ErrChanging, context.Canceled, context.DeadlineExceeded,
+		unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EAGAIN, unix.EIO,
+	} {
+		ps[0].Retry = ps[0].Retry || errors.Is(err, passing)
+	}
+	var lock *secret.LockError
+	ps[0].Retry = ps[0].Retry || errors.As(err, &lock)
+	return ps
+}
+
+// open reads every value, and says of each what is wrong with it. again: it was changed
+// meanwhile.
+func open(ctx context.Context, snap store.Snapshot, all []vm.Credential, a *secret.Arena) (values map[string]*secret.Value, again bool, ps problems) {
+	values = make(map[string]*secret.Value, len(all)+1)
 	total := 0
 	for i := range all {
 		c := &all[i]
@@ -82,7 +116,8 @@ func open(ctx context.Context, snap store.Snapshot, all []vm.Credential, a *secr
 		v, err := snap.Open(ctx, a, ref, file)
 		switch {
 		case err != nil:
-			ps = append(ps, problem(c.Host, err.Error(), hintOf(err))...)
+			again = again || errors.Is(err, store.ErrChanging)
+			ps = append(ps, unreadable(c.Host, err)...)
 			continue
 		case v.Len() == 0 && !c.AllowEmpty:
 			ps = append(ps, problem(c.Host, "its value, "+c.Source.Path+", is empty", "make it anew, or write allow-empty: true if that is right")...)
@@ -97,7 +132,7 @@ func open(ctx context.Context, snap store.Snapshot, all []vm.Credential, a *secr
 	if len(ps) == 0 && total > credential.MaxTotal {
 		ps = problem("", fmt.Sprintf("the values have %d bytes together, and a guest takes %d", total, credential.MaxTotal), "take some out")
 	}
-	return values, ps
+	return values, again, ps
 }
 
 // withList adds the transfer list.

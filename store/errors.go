@@ -3,10 +3,15 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
 )
+
+// ErrChanging is a generator that was changed while it was read. Trying again helps, unless
+// somebody goes on and on.
+var ErrChanging = errors.New("it keeps changing while it is read")
 
 // NotFoundError is a generator, or a file of one, that a store does not have. It is
 // fs.ErrNotExist.

@@ -124,6 +124,7 @@ func (c *Client) Record(ctx context.Context, vm string, credentials []wire.Crede
 
 // Refuse has it put on record why the VM was not started.
 func (c *Client) Refuse(ctx context.Context, vm string, refusals []wire.Refusal) error {
+	refusals = refusals[:min(len(refusals), wire.MaxCredentials)]
 	_, _, err := c.ask(ctx, &wire.Request{Op: wire.Refuse, VM: vm, Refusals: refusals}, nil, nil)
 	return err
 }
@@ -191,12 +192,10 @@ func exchange(conn *net.UnixConn, r *wire.Request, m *secret.Memfd, a *secret.Ar
 }
 
 func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
-	var d net.Dialer
-	nc, err := d.DialContext(ctx, "unix", c.socket)
+	conn, err := c.connect(ctx)
 	if err != nil {
 		return nil, c.failed(err)
 	}
-	conn := nc.(*net.UnixConn)
 	owner, err := listener(conn)
 	if err == nil && owner != c.uid {
 		err = &squattedError{c.socket, owner, c.uid}
@@ -206,6 +205,27 @@ func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 		return nil, c.failed(err)
 	}
 	return conn, nil
+}
+
+// busy is how long to wait when too many others wait to be accepted.
+const busy = 20 * time.Millisecond
+
+func (c *Client) connect(ctx context.Context) (*net.UnixConn, error) {
+	var d net.Dialer
+	for {
+		nc, err := d.DialContext(ctx, "unix", c.socket)
+		switch {
+		case err == nil:
+			return nc.(*net.UnixConn), nil
+		case !errors.Is(err, unix.EAGAIN):
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(busy):
+		}
+	}
 }
 
 // listener is the user who listens: unix(7), SO_PEERCRED of a connection that was made.

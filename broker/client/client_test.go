@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,7 +63,7 @@ func polite(t *testing.T, got *wire.Request, values *[]*secret.Value, a *secret.
 		if err := wire.Send(c, wire.Hello{Protocol: wire.Protocol}, nil); err != nil {
 			t.Error(err)
 		}
-		r, v, _, err := wire.ReceiveRequest(c, a)
+		r, v, _, err := wire.ReceiveRequest(c, a, wire.MaxFrame)
 		if err != nil {
 			t.Error(err)
 			return
@@ -113,7 +114,7 @@ func TestRecord(t *testing.T) {
 	if err := c.Record(t.Context(), "x", said, []*secret.Value{value(t, a, "one")}); err != nil {
 		t.Fatal(err)
 	}
-	if r.Op != wire.Record || !reflect.DeepEqual(r.Credentials, said) || len(sent) != 1 || !sent[0].Equal(value(t, b, "one")) {
+	if r.Op != wire.Record || !slices.Equal(r.Credentials, said) || len(sent) != 1 || !sent[0].Equal(value(t, b, "one")) {
 		t.Errorf("%+v", r)
 	}
 }
@@ -123,7 +124,7 @@ func TestTheRest(t *testing.T) {
 	var sent []*secret.Value
 	c := serve(t, polite(t, &r, &sent, arena(t), &wire.Answer{}, nil))
 	why := []wire.Refusal{{Host: "host-a", Reason: "it is empty"}}
-	if err := c.Refuse(t.Context(), "x", why); err != nil || r.Op != wire.Refuse || !reflect.DeepEqual(r.Refusals, why) {
+	if err := c.Refuse(t.Context(), "x", why); err != nil || r.Op != wire.Refuse || !slices.Equal(r.Refusals, why) {
 		t.Errorf("%+v %v", r, err)
 	}
 	want := []wire.Delivered{{Host: "host-a", Now: wire.Changed}}
@@ -142,7 +143,7 @@ func hello(c *net.UnixConn) {
 	_ = wire.Send(c, wire.Hello{Protocol: wire.Protocol}, nil)
 	a := secret.NewArena()
 	defer a.Close()
-	_, _, _, _ = wire.ReceiveRequest(c, a)
+	_, _, _, _ = wire.ReceiveRequest(c, a, wire.MaxFrame)
 }
 
 func TestWhatGoesWrong(t *testing.T) {
@@ -154,7 +155,7 @@ func TestWhatGoesWrong(t *testing.T) {
 		"closes after all": {hello, "the broker ended before it had answered", look},
 		"another version":  {func(c *net.UnixConn) { _ = wire.Send(c, wire.Hello{Protocol: 9}, nil) }, "another version of vmcred: it speaks version 9", "systemctl restart vmcred-broker.service"},
 		"closes half-way":  {func(c *net.UnixConn) { hello(c); _, _ = c.Write([]byte{0, 0, 0, 9, '{'}) }, "of no use: closed in the middle", look},
-		"no sense":         {func(c *net.UnixConn) { hello(c); _, _ = c.Write([]byte{0, 0, 0, 1, '{'}) }, "of no use: not understood", look},
+		"no sense":         {func(c *net.UnixConn) { hello(c); _, _ = c.Write([]byte{0, 0, 0, 1, '{'}) }, "of no use: no message of vmcred", look},
 		"values are missing": {func(c *net.UnixConn) {
 			hello(c)
 			_ = wire.Send(c, wire.Answer{Credentials: []wire.Credential{{Host: "a", Bytes: 1}}}, nil)

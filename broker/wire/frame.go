@@ -57,7 +57,7 @@ func Send(c *net.UnixConn, message any, values *secret.Memfd) error {
 	}
 	// The descriptor goes with the first byte; a part of the rest may go with it.
 	n, _, err := c.WriteMsgUnix(frame, unix.UnixRights(int(f.Fd())), nil)
-	if err != nil {
+	if err != nil || n == len(frame) { // who has it all may be gone by now
 		return err
 	}
 	_, err = c.Write(frame[n:])
@@ -67,7 +67,7 @@ func Send(c *net.UnixConn, message any, values *secret.Memfd) error {
 // ReceiveHello reads the broker's first frame.
 func ReceiveHello(c *net.UnixConn) error {
 	var h Hello
-	if _, err := receive(c, &h, nil); err != nil {
+	if _, err := receive(c, &h, nil, MaxSmall); err != nil {
 		return err
 	}
 	return protocol(h.Protocol)
@@ -88,12 +88,12 @@ func (e *VersionError) Error() string {
 	return fmt.Sprintf("it speaks version %d of the protocol, and this is version %d", e.Other, Protocol)
 }
 
-// ReceiveRequest reads a runner's request, and its values into the arena: one for each
-// credential, or none. The sender is known if Identify was called before the runner could
-// send; else its PID is 0.
-func ReceiveRequest(c *net.UnixConn, a *secret.Arena) (*Request, []*secret.Value, Sender, error) {
+// ReceiveRequest reads a runner's request of at most max bytes, and its values into the
+// arena: one for each credential, or none; without an arena none may come. The sender is
+// known if Identify was called before the runner could send; else its PID is 0.
+func ReceiveRequest(c *net.UnixConn, a *secret.Arena, max int) (*Request, []*secret.Value, Sender, error) {
 	var r Request
-	got, err := receive(c, &r, a)
+	got, err := receive(c, &r, a, max)
 	if err == nil {
 		err = protocol(r.Protocol)
 	}
@@ -111,7 +111,7 @@ func ReceiveRequest(c *net.UnixConn, a *secret.Arena) (*Request, []*secret.Value
 // credential, or none.
 func ReceiveAnswer(c *net.UnixConn, a *secret.Arena) (*Answer, []*secret.Value, error) {
 	var r Answer
-	got, err := receive(c, &r, a)
+	got, err := receive(c, &r, a, MaxFrame)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -141,9 +141,9 @@ type frame struct {
 	sender Sender
 }
 
-// receive reads one frame. Without an arena no values may come with it. The descriptor is
-// the caller's, unless there is an error.
-func receive(c *net.UnixConn, to any, a *secret.Arena) (got frame, err error) {
+// receive reads one frame of at most max bytes. Without an arena no values may come with
+// it. The descriptor is the caller's, unless there is an error.
+func receive(c *net.UnixConn, to any, a *secret.Arena, max int) (got frame, err error) {
 	got.file = -1
 	defer func() {
 		if err != nil {
@@ -162,8 +162,8 @@ func receive(c *net.UnixConn, to any, a *secret.Arena) (got frame, err error) {
 		return got, cut(err)
 	}
 	size := binary.BigEndian.Uint32(head)
-	if size > MaxFrame {
-		return got, fmt.Errorf("a message of %d bytes is longer than %d", size, MaxFrame)
+	if int64(size) > int64(max) {
+		return got, fmt.Errorf("a message of %d bytes is longer than %d", size, max)
 	}
 	body := make([]byte, size)
 	if _, err := io.ReadFull(c, body); err != nil {
@@ -183,8 +183,39 @@ func decode(body []byte, to any) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("not understood: %w", err)
+		return fmt.Errorf("no message of vmcred's: %w", err)
 	}
+	return nil
+}
+
+// List is what there are at most MaxCredentials of: a frame of empty entries would else
+// become a hundred times as long in memory.
+type List[T any] []T
+
+// UnmarshalJSON reads a list that is not too long, and has nothing in it that is not known.
+func (l *List[T]) UnmarshalJSON(b []byte) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	switch t, err := d.Token(); {
+	case err != nil:
+		return err
+	case t == nil: // null
+		return nil
+	case t != json.Delim('['):
+		return errors.New("a list is missing")
+	}
+	var out List[T]
+	for d.More() {
+		if len(out) == MaxCredentials {
+			return fmt.Errorf("a list has more than %d entries", MaxCredentials)
+		}
+		var one T
+		if err := d.Decode(&one); err != nil {
+			return err
+		}
+		out = append(out, one)
+	}
+	*l = out
 	return nil
 }
 

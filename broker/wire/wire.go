@@ -18,6 +18,8 @@ const (
 	// MaxFrame is the longest frame, in bytes: a thousand credentials with the longest
 	// names are half of it.
 	MaxFrame = 1 << 20
+	// MaxSmall is the longest frame of who can ask for nothing but Health.
+	MaxSmall = 4 << 10
 	// Socket is where runners find the broker.
 	Socket = "/run/vmcred/runner.sock"
 	// LoadSocket is where systemd finds it, for LoadCredential= (systemd.exec(5)).
@@ -53,11 +55,11 @@ type Hello struct {
 
 // Request is what is asked.
 type Request struct {
-	Protocol    int          `json:"protocol"`
-	Op          Op           `json:"op"`
-	VM          string       `json:"vm,omitempty"`
-	Credentials []Credential `json:"credentials,omitempty"` // Record; the order of the values
-	Refusals    []Refusal    `json:"refusals,omitempty"`
+	Protocol    int              `json:"protocol"`
+	Op          Op               `json:"op"`
+	VM          string           `json:"vm,omitempty"`
+	Credentials List[Credential] `json:"credentials,omitempty"` // Record; the order of the values
+	Refusals    List[Refusal]    `json:"refusals,omitempty"`
 }
 
 // Credential is one value that goes along.

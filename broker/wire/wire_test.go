@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -89,7 +90,7 @@ func TestRoundTrip(t *testing.T) {
 		sent := make(chan error, 1)
 		want := &Request{Protocol: Protocol, Op: Record, VM: "x", Credentials: said}
 		go func() { sent <- Send(x, want, m) }()
-		got, read, sender, err := ReceiveRequest(y, to)
+		got, read, sender, err := ReceiveRequest(y, to, MaxFrame)
 		if err := errors.Join(err, <-sent); err != nil {
 			t.Fatal(err)
 		}
@@ -148,6 +149,51 @@ func raw(t *testing.T, c *net.UnixConn, b []byte, fds ...int) {
 	}
 }
 
+// A frame takes not much more in memory than on the way, whatever is in it.
+func TestNothingBecomesMuchLonger(t *testing.T) {
+	for _, body := range []string{
+		`{"protocol":1,"credentials":[{}` + strings.Repeat(",{}", 340_000) + `]}`,
+		`{"protocol":1,"credentials":[null` + strings.Repeat(",null", 200_000) + `]}`,
+		`{"protocol":1,"refusals":[{}` + strings.Repeat(",{}", 340_000) + `]}`,
+		`{"protocol":1,"refusals":` + strings.Repeat("[", 1_000_000) + `]}`,
+		`{"protocol":1,"vm":"` + strings.Repeat(`\u0001`, 170_000) + `"}`,
+	} {
+		x, y := pair(t)
+		go func() { _, _ = x.Write(framed(body)) }()
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, _, _, err := ReceiveRequest(y, nil, MaxFrame)
+		runtime.ReadMemStats(&after)
+		if n := after.TotalAlloc - before.TotalAlloc; n > 8*MaxFrame {
+			t.Errorf("%s… takes %d bytes (%v)", body[:40], n, err)
+		}
+	}
+}
+
+// Who may send little sends little, and no values.
+func TestASmallRequest(t *testing.T) {
+	ask := func(body string, fds ...int) error {
+		x, y := pair(t)
+		raw(t, x, framed(body), fds...)
+		_, _, _, err := ReceiveRequest(y, nil, MaxSmall)
+		return err
+	}
+	if err := ask(`{"protocol":1,"op":"health"}`); err != nil {
+		t.Error(err)
+	}
+	if err := ask(`{"protocol":1,"op":"` + strings.Repeat("x", MaxSmall) + `"}`); err == nil || !strings.Contains(err.Error(), "longer than 4096") {
+		t.Errorf("%v", err)
+	}
+	fd, err := unix.MemfdCreate("x", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := ask(`{"protocol":1,"op":"record","credentials":[{"host":"a"}]}`, fd); err == nil || !strings.Contains(err.Error(), "where none belongs") {
+		t.Errorf("%v", err)
+	}
+}
+
 func framed(body string) []byte {
 	return append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
 }
@@ -158,9 +204,9 @@ func TestWhatIsRefused(t *testing.T) {
 		"\xff\xff\xff\xff": "longer than", "\x00\x10\x00\x01": "longer than",
 		string(framed(`{"protocol":1,"op":"take","vm":"x","path":"/x"}`)): "unknown field",
 		string(framed(`{"protocol":1}{}`)):                                "more than one message",
-		string(framed(`[]`)):                                              "not understood",
+		string(framed(`[]`)):                                              "no message of vmcred",
 		string(framed(`{"protocol":2}`)):                                  "version 2",
-		string(framed(``)):                                                "not understood",
+		string(framed(``)):                                                "no message of vmcred",
 		string(framed(`{"protocol":1,"op":"record","credentials":[{"host":"a","bytes":1}]}`)): "did not come along",
 	} {
 		x, y := pair(t)
@@ -168,7 +214,7 @@ func TestWhatIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = x.CloseWrite()
-		if r, _, _, err := ReceiveRequest(y, arena(t)); err == nil || !strings.Contains(err.Error(), want) {
+		if r, _, _, err := ReceiveRequest(y, arena(t), MaxFrame); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %+v %v, want %q", text, r, err, want)
 		}
 	}
@@ -242,7 +288,7 @@ func TestWhatIsNoMemoryFile(t *testing.T) {
 			for _, fd := range fds {
 				_ = unix.Close(fd)
 			}
-			_, _, _, err := ReceiveRequest(y, a)
+			_, _, _, err := ReceiveRequest(y, a, MaxFrame)
 			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %q", err, c.want)
 			}

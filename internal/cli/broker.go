@@ -172,7 +172,7 @@ func (h *hostSettings) now() (*broker.Settings, error) {
 	dir := filepath.Dir(config.SystemDir)
 	stamp := [2]fileStamp{stampOf(filepath.Join(dir, "vmcred.yaml")), stampOf(filepath.Join(dir, "vmcred.json"))}
 	// A store that was missing may be there by now.
-	if !h.read || stamp != h.stamp || h.err != nil {
+	if !h.read || stamp != h.stamp || h.err != nil || h.current.NoStore != nil {
 		h.read, h.stamp = true, stamp
 		h.current, h.err = h.load(h.current)
 	}
@@ -195,11 +195,12 @@ func (h *hostSettings) load(old *broker.Settings) (*broker.Settings, error) {
 		s.Log = &brokerLog{a: h.a, path: path, log: h.log}
 	}
 	if vars := h.a.varsPath(host); vars != "" {
-		f, err := folder.Open(vars, h.a.uid)
-		if err != nil {
-			return nil, err
+		// Without it VMs get the rest all the same.
+		if f, err := folder.Open(vars, h.a.uid); err != nil {
+			s.NoStore = err
+		} else {
+			s.Store = f
 		}
-		s.Store = f
 	}
 	return s, nil
 }

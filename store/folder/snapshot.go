@@ -64,9 +64,6 @@ func (f *Folder) Pin(ctx context.Context, refs ...store.Ref) (store.Snapshot, er
 	return s, nil
 }
 
-// errMoved is a state that went while it was looked at.
-var errMoved = errors.New("it keeps changing while it is read")
-
 func (f *Folder) pin(ctx context.Context, refs []store.Ref) (*Snapshot, error) {
 	var err error
 	for range tries {
@@ -80,7 +77,7 @@ func (f *Folder) pin(ctx context.Context, refs []store.Ref) (*Snapshot, error) {
 			}
 			_ = s.Close() // only read from
 		}
-		if !errors.Is(err, errMoved) {
+		if !errors.Is(err, store.ErrChanging) {
 			return nil, err
 		}
 	}
@@ -119,7 +116,7 @@ func (s *Snapshot) still() error {
 	for _, g := range s.pinned {
 		now, err := s.f.generator(dir, g.name)
 		if errors.Is(err, fs.ErrNotExist) {
-			return errMoved
+			return store.ErrChanging
 		}
 		if err != nil {
 			return err
@@ -127,7 +124,7 @@ func (s *Snapshot) still() error {
 		same := now.dir == g.dir && now.version() == g.version()
 		now.close()
 		if !same {
-			return errMoved
+			return store.ErrChanging
 		}
 	}
 	return nil
@@ -187,7 +184,7 @@ func (f *Folder) enter(dir int, name string) (int, error) {
 		to := make([]byte, 4096)
 		n, err := unix.Readlinkat(dir, name, to)
 		if err != nil {
-			return -1, errMoved
+			return -1, store.ErrChanging
 		}
 		if !isVersion(string(to[:n]), name) {
 			return -1, &Error{path, "is a link that leads elsewhere", "put the files there themselves: only vmcred makes links in this folder", nil}
@@ -197,7 +194,7 @@ func (f *Folder) enter(dir int, name string) (int, error) {
 	}
 	fd, err := trusted.Directory(path, f.uid)
 	if errors.Is(err, fs.ErrNotExist) {
-		return -1, fmt.Errorf("%s: %w", path, errMoved)
+		return -1, fmt.Errorf("%s: %w", path, store.ErrChanging)
 	}
 	return fd, err
 }
@@ -218,7 +215,7 @@ func (f *Folder) file(dir int, path, name string) (*file, error) {
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return nil, fmt.Errorf("%s: %w", path, errMoved)
+		return nil, fmt.Errorf("%s: %w", path, store.ErrChanging)
 	case errors.Is(err, unix.ELOOP):
 		return nil, &Error{path, "is a link", "put the file itself there", nil}
 	case err != nil:
@@ -316,7 +313,7 @@ func (s *Snapshot) read(a *secret.Arena, g *generator, f file) (*secret.Value, e
 	// Its links may be fewer by now, which changes its ctime; its content does not change by that.
 	if now := stampOf(&st); now.size != f.is.size || now.mtime != f.is.mtime || v.Len() != int(f.is.size) {
 		v.Wipe()
-		return nil, &Error{path, "was changed while it was read", "replace a file by a rename, and it is always whole: mv NEW " + path, nil}
+		return nil, &Error{path, "was changed while it was read", "replace a file by a rename, and it is always whole: mv NEW " + path, store.ErrChanging}
 	}
 	return v, nil
 }
