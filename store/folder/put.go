@@ -24,10 +24,8 @@ func (f *Folder) Put(ctx context.Context, r store.Ref, base store.Version, files
 	if err := f.checkRef(r); err != nil {
 		return "", err
 	}
-	for _, file := range files {
-		if err := CheckName(file.Name); err != nil {
-			return "", err
-		}
+	if err := checkFiles(r, files); err != nil {
+		return "", err
 	}
 	dir, err := f.open()
 	if err != nil {
@@ -42,21 +40,72 @@ func (f *Folder) Put(ctx context.Context, r store.Ref, base store.Version, files
 	if err := f.compare(dir, r, base); err != nil {
 		return "", err
 	}
+	if err := f.ownVersions(dir); err != nil {
+		return "", err
+	}
 	f.tidy(dir)
-	name, err := f.write(dir, r.Generator, files)
+	defer f.tidy(dir) // whether it went well or not
+	name, err := f.write(r.Generator, files)
 	if err != nil {
-		return "", errors.Join(err, os.RemoveAll(filepath.Join(f.path, name)))
+		return "", err
 	}
 	if err := f.swap(dir, r.Generator, name); err != nil {
 		return "", err
 	}
-	f.tidy(dir)
 	g, err := f.generator(dir, r.Generator)
 	if err != nil {
 		return "", err
 	}
 	defer g.close()
 	return g.version(), nil
+}
+
+// checkFiles refuses what Pin or Open would not give back.
+func checkFiles(r store.Ref, files []store.File) error {
+	if len(files) > MaxFiles {
+		return fmt.Errorf("generator %s: %d files, more than %d", r.Generator, len(files), MaxFiles)
+	}
+	seen := map[string]bool{}
+	for _, file := range files {
+		if err := CheckName(file.Name); err != nil {
+			return err
+		}
+		path := r.Generator + "/" + file.Name
+		if seen[file.Name] {
+			return fmt.Errorf("%s is there twice", path)
+		}
+		seen[file.Name] = true
+		// A value that was wiped has 0 bytes, too, and is no empty one.
+		if err := file.Value.Use(func([]byte) error { return nil }); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		if n := file.Value.Len(); n > maxValue {
+			return fmt.Errorf("%s: %d bytes, more than %d", path, n, maxValue)
+		}
+	}
+	return nil
+}
+
+// ownVersions makes sure that what is written and removed below .versions is in this
+// folder, and that nobody else can put anything there.
+func (f *Folder) ownVersions(dir int) error {
+	path := f.path + "/" + versions
+	if err := unix.Mkdirat(dir, versions, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		return &Error{path, "", "is the disk full? df " + f.path, err}
+	}
+	var st unix.Stat_t
+	err := unix.Fstatat(dir, versions, &st, unix.AT_SYMLINK_NOFOLLOW)
+	switch {
+	case err != nil:
+		return &Error{Path: path, Err: err}
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return &Error{path, "is no directory", "move it away: vmcred makes its own", nil}
+	case st.Uid != 0 && int(st.Uid) != f.uid:
+		return &Error{path, fmt.Sprintf("belongs to user %d", st.Uid), fmt.Sprintf("chown %d %s", f.uid, path), nil}
+	case st.Mode&0o022 != 0:
+		return &Error{path, "can be written by others", "chmod 700 " + path, nil}
+	}
+	return nil
 }
 
 // lock keeps others from writing here. A wait that the context ends is an error.
@@ -105,22 +154,19 @@ func (f *Folder) compare(dir int, r store.Ref, base store.Version) error {
 }
 
 // write makes a directory with the new files, and returns its name below ours.
-func (f *Folder) write(dir int, generator string, files []store.File) (string, error) {
-	if err := unix.Mkdirat(dir, versions, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
-		return "", &Error{Path: f.path + "/" + versions, Err: err}
-	}
+func (f *Folder) write(generator string, files []store.File) (string, error) {
 	name := versions + "/" + generator + "." + strings.ToLower(rand.Text())
 	path := filepath.Join(f.path, name)
 	if err := os.Mkdir(path, 0o700); err != nil {
-		return name, &Error{Path: path, Err: err}
+		return "", &Error{path, "", "is the disk full? df " + f.path, err}
 	}
 	for _, file := range files {
 		if err := writeFile(filepath.Join(path, file.Name), file.Value); err != nil {
-			return name, err
+			return "", err
 		}
 	}
 	if err := sync(path); err != nil {
-		return name, err
+		return "", err
 	}
 	return name, sync(filepath.Join(f.path, versions))
 }
@@ -179,8 +225,12 @@ func (f *Folder) tidy(dir int) {
 		return // the next Put does it
 	}
 	for _, name := range names {
-		if to, err := os.Readlink(filepath.Join(f.path, name)); err == nil {
+		to, err := os.Readlink(filepath.Join(f.path, name))
+		switch {
+		case err == nil:
 			used[filepath.Base(to)] = true
+		case !errors.Is(err, unix.EINVAL): // no link, but a directory
+			return // where it leads must not go
 		}
 	}
 	entries, err := os.ReadDir(filepath.Join(f.path, versions))

@@ -41,9 +41,10 @@ type generator struct {
 }
 
 type file struct {
-	name string
-	fd   int
-	is   stamp
+	name  string
+	fd    int
+	is    stamp
+	links uint64
 }
 
 // stamp tells one state of a file or a directory from another.
@@ -174,6 +175,7 @@ func (f *Folder) enter(dir int, name string) (int, error) {
 	path := f.path + "/" + name
 	var st unix.Stat_t
 	err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	target := ""
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		all, _ := f.generators(dir) // only for a hint
@@ -181,12 +183,10 @@ func (f *Folder) enter(dir int, name string) (int, error) {
 	case err != nil:
 		return -1, &Error{Path: path, Err: err}
 	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
-		to := make([]byte, 4096)
-		n, err := unix.Readlinkat(dir, name, to)
-		if err != nil {
+		if target, err = readlink(dir, name); err != nil {
 			return -1, store.ErrChanging
 		}
-		if !isVersion(string(to[:n]), name) {
+		if !isVersion(target, name) {
 			return -1, &Error{path, "is a link that leads elsewhere", "put the files there themselves: only vmcred makes links in this folder", nil}
 		}
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
@@ -194,9 +194,21 @@ func (f *Folder) enter(dir int, name string) (int, error) {
 	}
 	fd, err := trusted.Directory(path, f.uid)
 	if errors.Is(err, fs.ErrNotExist) {
+		if now, err := readlink(dir, name); err == nil && now == target { // nobody replaced it
+			return -1, &Error{path, "leads to nothing", "bring back what it leads to, or remove it and put the files there again", nil}
+		}
 		return -1, fmt.Errorf("%s: %w", path, store.ErrChanging)
 	}
 	return fd, err
+}
+
+func readlink(dir int, name string) (string, error) {
+	to := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(dir, name, to)
+	if err != nil {
+		return "", err
+	}
+	return string(to[:n]), nil
 }
 
 // isVersion: what Put links a generator to.
@@ -239,7 +251,7 @@ func (f *Folder) file(dir int, path, name string) (*file, error) {
 		_ = unix.Close(fd)
 		return nil, &Error{path, what, tip, nil}
 	}
-	return &file{name, fd, stampOf(&st)}, nil
+	return &file{name, fd, stampOf(&st), uint64(st.Nlink)}, nil
 }
 
 // version is made of what tells the files from others, and of no value.
@@ -310,8 +322,11 @@ func (s *Snapshot) read(a *secret.Arena, g *generator, f file) (*secret.Value, e
 		v.Wipe()
 		return nil, &Error{Path: path, Err: err}
 	}
-	// Its links may be fewer by now, which changes its ctime; its content does not change by that.
-	if now := stampOf(&st); now.size != f.is.size || now.mtime != f.is.mtime || v.Len() != int(f.is.size) {
+	now := stampOf(&st)
+	if uint64(st.Nlink) < f.links { // it was replaced or removed, which changes its ctime and no content
+		now.ctime = f.is.ctime
+	}
+	if now != f.is || v.Len() != int(f.is.size) {
 		v.Wipe()
 		return nil, &Error{path, "was changed while it was read", "replace a file by a rename, and it is always whole: mv NEW " + path, store.ErrChanging}
 	}
