@@ -92,7 +92,7 @@ const arenaBytes = 8 << 10
 
 func defaultLimits() limits {
 	l := limits{
-		silent: 5 * time.Second, append: 15 * time.Second, read: 30 * time.Second, hold: 30 * time.Second, grace: 5 * time.Second,
+		silent: 5 * time.Second, append: 15 * time.Second, read: 30 * time.Second, hold: 30 * time.Second, grace: 20 * time.Second,
 		memory: 64 << 20, peers: 16, work: 64, loads: 16,
 	}
 	// Where little can be locked, most of it is for what is being worked on.
@@ -158,10 +158,9 @@ func (b *Broker) serve(ctx context.Context, l *net.UnixListener, room chan struc
 		}
 		c, err := l.AcceptUnix()
 		switch {
+		case err == nil:
+			// Also at the end: closed without a byte it would be an empty value to systemd.
 		case ctx.Err() != nil:
-			if err == nil {
-				_ = c.Close()
-			}
 			return nil
 		case errors.Is(err, net.ErrClosed):
 			return err

@@ -4,6 +4,7 @@ package broker
 
 import (
 	"context"
+	"maps"
 	"net"
 	"time"
 
@@ -91,7 +92,7 @@ func (b *Broker) load(ctx context.Context, p *peer.Peer, spec *vm.Spec, id strin
 	}
 	st.touch()
 	kept, ok := st.values[id]
-	if !ok { // the file declared it since
+	if !ok || !maps.Equal(st.sources, sourcesOf(spec)) { // the VM's file is another one since
 		return nil, nil, changed
 	}
 	if id != credential.TransferList {
@@ -141,7 +142,7 @@ func (b *Broker) fill(ctx context.Context, s *Settings, st *start, spec *vm.Spec
 		_ = a.Close()
 		return ps
 	}
-	st.keep(a, values)
+	st.keep(a, values, spec)
 	b.count(true)
 	return nil
 }

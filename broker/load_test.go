@@ -382,3 +382,45 @@ func TestALateQuestion(t *testing.T) {
 		t.Errorf("the present start goes on with %q", b)
 	}
 }
+
+// A broker that ends answers whoever it has accepted: without a byte it would be an empty value.
+func TestTheEndIsNoEmptyValue(t *testing.T) {
+	for range 50 {
+		f := setUp(t)
+		stop := f.start()
+		f.as(0, foreign, first1)
+		f.mu.Lock()
+		f.peer.Name = loadName(foreign, "host-api-key")
+		f.mu.Unlock()
+		var all sync.WaitGroup
+		for range 8 {
+			c, err := net.Dial("unix", f.loads)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all.Go(func() {
+				defer c.Close()
+				// What is still in the kernel's hands when nobody listens any more is reset.
+				b, err := io.ReadAll(c)
+				if err == nil && len(b) == 0 {
+					t.Error("an empty value")
+				}
+			})
+		}
+		stop()
+		all.Wait()
+	}
+}
+
+// The VM's file names another value while the unit starts.
+func TestTheFileChangesDuringAStart(t *testing.T) {
+	f := setUp(t)
+	f.as(0, foreign, first1)
+	if b, _ := f.load(foreign, "host-api-key"); string(b) != "the api key" {
+		t.Fatalf("%d bytes", len(b))
+	}
+	f.vm("other", "unit: "+foreign+"\ncredentials:\n  host-api-key: {var: gen/db-password}\n  host-db-password: {var: gen/db-password}\n# longer\n")
+	if b, _ := f.load(foreign, "host-api-key"); !refusedLoad(b) {
+		t.Errorf("%q", b)
+	}
+}

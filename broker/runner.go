@@ -285,6 +285,9 @@ func (b *Broker) recordRefusals(ctx context.Context, p *peer.Peer, spec *vm.Spec
 	if len(all) > credential.MaxFiles {
 		all = all[:credential.MaxFiles]
 	}
+	if len(all) == 0 {
+		return nil
+	}
 	left, ok := b.mayBeRecorded(p, spec.Name, len(all))
 	if !ok {
 		return problem("", "there were too many refusals of "+spec.Unit+": this one is not on record", "")

@@ -35,11 +35,12 @@ type start struct {
 	given *given // as it stands in the state directory, or is about to; nil: not known
 
 	// What is kept for the next question; nil: nothing.
-	values map[string]*secret.Value // by name on the host, and the transfer list
-	arena  *secret.Arena
-	bytes  int
-	asked  time.Time
-	forget *time.Timer
+	values  map[string]*secret.Value // by name on the host, and the transfer list
+	sources map[string]string        // where they come from, as the VM's file said then
+	arena   *secret.Arena
+	bytes   int
+	asked   time.Time
+	forget  *time.Timer
 }
 
 func newStarts(dir string, l limits, invocation func(unit string) (string, error)) *starts {
@@ -83,8 +84,11 @@ func (s *starts) begin(p *peer.Peer, spec *vm.Spec) (*start, error) {
 	case st.over:
 		st.mu.Unlock()
 		return nil, errOver
-	case st.given != nil:
+	case st.given != nil && st.given.VM == spec.Name:
 		return st, nil
+	case st.given != nil:
+		st.mu.Unlock()
+		return nil, errors.New("what was given to this start belongs to the VM " + st.given.VM)
 	}
 	g, err := s.state.load(p.Invocation)
 	switch {
@@ -111,12 +115,21 @@ func (st *start) end() {
 }
 
 // keep holds values for the next question of this start, for a while. It takes the arena.
-func (st *start) keep(a *secret.Arena, values map[string]*secret.Value) {
-	st.arena, st.values, st.bytes = a, values, arenaBytes
+func (st *start) keep(a *secret.Arena, values map[string]*secret.Value, spec *vm.Spec) {
+	st.arena, st.values, st.bytes, st.sources = a, values, arenaBytes, sourcesOf(spec)
 	for _, v := range values {
 		st.bytes += v.Len()
 	}
 	st.of.hold(st.bytes)
+}
+
+// sourcesOf are the places in the store that a VM's file names, by name on the host.
+func sourcesOf(spec *vm.Spec) map[string]string {
+	out := map[string]string{}
+	for _, c := range fromStore(spec) {
+		out[c.Host] = c.Source.Path
+	}
+	return out
 }
 
 // touch says that the values were asked for just now.

@@ -151,7 +151,7 @@ func receive(c *net.UnixConn, to any, a *secret.Arena, max int) (got frame, err 
 		}
 	}()
 	head := make([]byte, 4)
-	n, err := got.first(c, head)
+	n, err := got.first(c, head, a != nil)
 	if err != nil {
 		return got, err
 	}
@@ -230,9 +230,14 @@ func cut(err error) error {
 var ErrClosed = errors.New("closed without a word")
 
 // first reads the frame's first bytes and what the kernel sends along.
-func (f *frame) first(c *net.UnixConn, head []byte) (int, error) {
-	// Room for one descriptor and the credentials; the kernel closes what does not fit.
-	oob := make([]byte, unix.CmsgSpace(4)+unix.CmsgSpace(unix.SizeofUcred))
+func (f *frame) first(c *net.UnixConn, head []byte, values bool) (int, error) {
+	// Room for the credentials, and for one descriptor where values may come; the kernel lets
+	// go of what does not fit. To close one of a file system of the peer's own could hang.
+	room := unix.CmsgSpace(unix.SizeofUcred)
+	if values {
+		room += unix.CmsgSpace(4)
+	}
+	oob := make([]byte, room)
 	n, oobn, flags, _, err := c.ReadMsgUnix(head, oob)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return 0, err
@@ -266,7 +271,7 @@ func (f *frame) first(c *net.UnixConn, head []byte) (int, error) {
 		for i := range files {
 			closeFile(&files[i])
 		}
-		return 0, errors.New("more than one descriptor came along")
+		return 0, errors.New("a descriptor too many came along")
 	case len(files) == 1:
 		f.file = files[0]
 	}

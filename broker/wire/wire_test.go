@@ -259,7 +259,7 @@ func TestWhatIsNoMemoryFile(t *testing.T) {
 		want string
 	}{
 		"right": {four, memory(4, 1), ""}, "short": {four, memory(3, 1), "3 bytes, and 4"}, "long": {four, memory(5, 1), "5 bytes, and 4"},
-		"two": {four, memory(4, 2), "more than one"}, "ten": {four, memory(4, 10), "more than one"},
+		"two": {four, memory(4, 2), "too many"}, "ten": {four, memory(4, 10), "too many"},
 		"zero": {four, open("/dev/zero", unix.O_RDONLY), "no memory file"}, "directory": {four, open("/", unix.O_RDONLY), "no memory file"},
 		"file": {four, open(file, unix.O_RDONLY), "no memory file"}, "path": {four, open(file, unix.O_PATH), "no memory file"},
 		"pipe": {four, func(t *testing.T) []int {

@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"text/tabwriter"
 
@@ -69,15 +71,17 @@ func (a *app) released(ctx context.Context, name, unit string) (map[string]audit
 	if err != nil {
 		return nil, err
 	}
+	if _, err := os.Lstat(p); errors.Is(err, fs.ErrNotExist) {
+		return out, nil // nothing was ever released
+	}
 	r, dir, _, err := a.reader(p)
-	var shown *shownError
-	if errors.As(err, &shown) || err != nil {
-		return out, nil // there is no log yet
+	if err != nil {
+		return nil, err
 	}
 	defer dir.Close()
 	for line, err := range r.Lines() {
-		if err != nil || ctx.Err() != nil {
-			return out, ctx.Err()
+		if err = errors.Join(err, ctx.Err()); err != nil {
+			return nil, err
 		}
 		rec := line.Record
 		if line.Err == nil && rec.Op == audit.Release && rec.VM == name && rec.By != nil && rec.By.Unit == unit && rec.Credential != nil {

@@ -89,7 +89,7 @@ func (a *app) nowOfVar(ctx context.Context, c vm.Credential, d *state.Delivered)
 	return state.Now(wire.Same)
 }
 
-// nowOfFile: a file that newer it was read may have another value. Its content is
+// nowOfFile: a file that changed since it was read may have another value. Its content is
 // not looked at.
 func nowOfFile(path string, read time.Time) state.Now {
 	info, err := os.Stat(path)
