@@ -11,6 +11,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -266,7 +267,13 @@ func (f *fixture) load(unit, id string) ([]byte, error) {
 	f.mu.Lock()
 	f.peer.Name = "@0123456789abcdef/unit/" + unit + "/" + id
 	f.mu.Unlock()
-	c, err := net.Dial("unix", f.loads)
+	return f.dialLoad(unit, id)
+}
+
+// dialLoad is systemd's question with the name that systemd binds.
+func (f *fixture) dialLoad(unit, id string) ([]byte, error) {
+	name := fmt.Sprintf("@%016x/unit/%s/%s", rand.Uint64(), unit, id)
+	c, err := net.DialUnix("unix", &net.UnixAddr{Net: "unix", Name: name}, &net.UnixAddr{Net: "unix", Name: f.loads})
 	if err != nil {
 		return nil, err
 	}
