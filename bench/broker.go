@@ -44,6 +44,7 @@ type brokerBench struct {
 	dir     string
 	sockets []string
 	log     *counted
+	starts  sync.Map // a unit's invocation
 	stop    func()
 }
 
@@ -77,7 +78,7 @@ func newBroker(dir string, n int, recorder broker.Recorder) (*brokerBench, error
 		Settings: func() (*broker.Settings, error) {
 			return &broker.Settings{Store: vars, Log: recorder, LogPath: "audit.log", CheckSources: func(*vm.Spec) vm.Problems { return nil }}, nil
 		},
-		Peer: asUnit, Invocation: func(string) (string, error) { return "", os.ErrNotExist },
+		Peer: b.asUnit, Invocation: b.invocation,
 		User: func(string) (uint32, error) { return uint32(os.Geteuid()), nil }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {
@@ -117,8 +118,17 @@ func (b *brokerBench) vm(i int) error {
 	return os.WriteFile(filepath.Join(b.dir, "vms", vmName(i)+".yaml"), []byte(text), 0o600)
 }
 
+// invocation is a unit's present start: the one that asked last.
+func (b *brokerBench) invocation(unit string) (string, error) {
+	id, ok := b.starts.Load(unit)
+	if !ok {
+		return "", os.ErrNotExist
+	}
+	return id.(string), nil
+}
+
 // asUnit: who connects to a VM's socket is its unit, and each time it is a start of its own.
-func asUnit(c *net.UnixConn) (*peer.Peer, error) {
+func (b *brokerBench) asUnit(c *net.UnixConn) (*peer.Peer, error) {
 	p, err := peer.Of(c)
 	if err != nil {
 		return nil, err
@@ -126,6 +136,7 @@ func asUnit(c *net.UnixConn) (*peer.Peer, error) {
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails
 	p.Unit, p.Invocation = filepath.Base(c.LocalAddr().String())+".service", hex.EncodeToString(id[:])
+	b.starts.Store(p.Unit, p.Invocation)
 	return p, nil
 }
 
